@@ -1,0 +1,1 @@
+"""gradguard: defend the gradients a client sends, and attack that very defence first."""

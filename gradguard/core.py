@@ -1,0 +1,91 @@
+"""Gradient transforms: pure ``(init, update)`` pairs, and their composition.
+
+A transform never touches a model or an optimizer. It maps the gradients of one training step and
+its own state to defended gradients and a new state; everything that must survive between steps
+(residuals, random streams) is in that state, so a checkpoint is complete and a test needs no tricks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+Grads = list[Tensor | None]
+"""One entry per parameter, in optimizer order; ``None`` where a parameter has no gradient."""
+
+State = dict[str, Any]
+"""Tensors, numbers and nested dicts. A list holds one entry per parameter, all else is shared."""
+
+
+@runtime_checkable
+class GradTransform(Protocol):
+    """A pure map on gradients: the same gradients and state in give the same out.
+
+    Implementations are frozen dataclasses, so that a defence can be printed, compared, pickled
+    and written to a study file. ``update`` must not modify its arguments.
+    """
+
+    def init(self, params: Sequence[Tensor]) -> State:
+        """The state before the first step, for these parameters in optimizer order."""
+        ...
+
+    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        """Defended gradients, aligned with ``grads``, and the state for the next step."""
+        ...
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Send the gradient as it is: the undefended baseline of every comparison.
+
+    Guarantees:
+
+    - the output is bitwise the input.
+
+    >>> Identity().update([torch.tensor([1.0, -2.0]), None], {})
+    ([tensor([ 1., -2.]), None], {})
+    """
+
+    def init(self, params: Sequence[Tensor]) -> State:
+        return {}
+
+    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        return list(grads), state
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Transforms applied left to right; built with :func:`chain`, which flattens."""
+
+    links: tuple[GradTransform, ...]
+
+    def init(self, params: Sequence[Tensor]) -> State:
+        # Position and type in the key: a checkpoint cannot be loaded into another chain unnoticed.
+        return {f"{i}:{type(t).__name__}": t.init(params) for i, t in enumerate(self.links)}
+
+    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        new: State = {}
+        for (key, old), link in zip(state.items(), self.links, strict=True):
+            grads, new[key] = link.update(grads, old)
+        return grads, new
+
+    def __repr__(self) -> str:
+        return f"chain({', '.join(map(repr, self.links))})"
+
+
+def chain(*transforms: GradTransform) -> Chain:
+    """Compose transforms left to right; nested chains flatten, so ``chain`` is associative.
+
+    Order is meaning: clip before noise, noise before quantization.
+
+    >>> chain(Identity(), chain(Identity(), Identity())) == chain(*[Identity()] * 3)
+    True
+    """
+    flat: list[GradTransform] = []
+    for transform in transforms:
+        flat.extend(transform.links if isinstance(transform, Chain) else (transform,))
+    return Chain(tuple(flat))
