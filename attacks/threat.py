@@ -81,6 +81,13 @@ class Attack(Protocol):
         ...
 
 
+class NotApplicableError(ValueError):
+    """The attack cannot be mounted on this model or message, whatever the attacker knows.
+
+    An evaluator reports the reason in place of a score; it must not count as a low score.
+    """
+
+
 def require(knowledge: Knowledge, attack: Attack) -> None:
     """Raise ``ValueError`` naming every field that ``attack`` needs and ``knowledge`` lacks."""
     missing = sorted(f for f in attack.needs if getattr(knowledge, f) is None)
