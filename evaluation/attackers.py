@@ -1,0 +1,57 @@
+"""Which attacks a study runs, and what the report calls them."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields, is_dataclass, replace
+from typing import Any
+
+from gradguard.attacks import ADAPTIVE, BASELINES, PUBLISHED
+from gradguard.attacks.threat import Attack
+from gradguard.evaluation.errors import unknown
+from gradguard.evaluation.specs import AttackSpec
+
+BLIND = "BestConstant"
+"""The baseline that advantages are measured against: the best guess without looking."""
+
+
+def attack_name(attack: Attack) -> str:
+    """The attack's class, with the settings that differ from its defaults.
+
+    >>> from gradguard.attacks import BASELINES
+    >>> [attack_name(attack) for attack in BASELINES]
+    ['RandomGuess', 'BestConstant']
+    """
+    settings = []
+    if is_dataclass(attack):
+        for spec in fields(attack):
+            value: Any = getattr(attack, spec.name)
+            if spec.repr and (spec.default is MISSING or value != spec.default):
+                settings.append(str(value))
+    name = type(attack).__name__
+    return f"{name}({', '.join(settings)})" if settings else name
+
+
+def select_attacks(spec: AttackSpec) -> dict[str, Attack]:
+    """Attacks by name, the blind baselines first and always among them.
+
+    Raises:
+        UnusableInputError: ``spec.attackers`` lists a name that no attack has.
+    """
+    every = {attack_name(a): a for a in (*BASELINES, *PUBLISHED, *ADAPTIVE)}
+    if spec.attackers == "all":
+        chosen = every
+    else:
+        for name in spec.attackers:
+            if name not in every:
+                raise unknown("attacker", str(name), every)
+        blind = {attack_name(a) for a in BASELINES}
+        chosen = {n: a for n, a in every.items() if n in blind or n in spec.attackers}
+    return {name: _sized(attack, spec.simulated) for name, attack in chosen.items()}
+
+
+def _sized(attack: Attack, simulated: int | None) -> Attack:
+    """The attack with the study's number of simulated batches, where it simulates any."""
+    if simulated is None or not is_dataclass(attack) or not hasattr(attack, "simulated"):
+        return attack
+    sized: Attack = replace(attack, simulated=simulated)  # type: ignore[type-var]
+    return sized

@@ -1,0 +1,173 @@
+"""Everything a study needs before its first row: data, parts, models, attacks; checked early."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor, nn
+
+from gradguard.attacks.threat import Attack
+from gradguard.evaluation.attackers import select_attacks
+from gradguard.evaluation.batches import Batch, draw_batches
+from gradguard.evaluation.data import Data, load_digits, load_npz
+from gradguard.evaluation.errors import UnusableInputError
+from gradguard.evaluation.memo import GradientMemo
+from gradguard.evaluation.models import Factory, build_model, find_factory
+from gradguard.evaluation.seeding import derive
+from gradguard.evaluation.split import Split, check_room, split
+from gradguard.evaluation.study import Study
+from gradguard.evaluation.training import Outcome, train
+
+# Shared by all models of a study. Gradients beyond it are computed again, not refused.
+MEMO_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The conditions of a row: everything but the defence."""
+
+    stage: str
+    composition: str
+    batch_size: int
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """The set-up that all defences of a study share, so that rows differ only by the defence."""
+
+    study: Study
+    data: Data
+    parts: Split
+    factory: Factory
+    attacks: dict[str, Attack]
+    _undefended: dict[int, Outcome] = field(default_factory=dict)
+    _memos: dict[tuple[Cell, int], GradientMemo] = field(default_factory=dict)
+
+    def seed(self, *names: object) -> int:
+        """The seed of one named stream of the study."""
+        return derive(self.study.seed, *names)
+
+    def fresh_model(self, repeat: int) -> nn.Module:
+        """Untrained, the same for every defence."""
+        return build_model(
+            self.factory,
+            input_shape=self.data.input_shape,
+            num_classes=self.data.num_classes,
+            seed=self.seed("model", repeat),
+        )
+
+    def model(self, stage: str, repeat: int) -> nn.Module:
+        """The model that is attacked: fresh, or trained without a defence."""
+        if stage == "init":
+            return self.fresh_model(repeat)
+        return copy.deepcopy(self.undefended(repeat).model)
+
+    def undefended(self, repeat: int) -> Outcome:
+        """Training without a defence; run once per repeat."""
+        if repeat not in self._undefended:
+            outcome = train(
+                self.fresh_model(repeat),
+                self.part(self.parts.client),
+                self.part(self.parts.test),
+                spec=self.study.training,
+                seed=self.seed("training", repeat),
+                defense=None,
+            )
+            if outcome.diverged:
+                raise UnusableInputError(
+                    "training diverges even without a defence; lower training.learning_rate"
+                )
+            self._undefended[repeat] = outcome
+        return self._undefended[repeat]
+
+    def undefended_accuracies(self) -> list[float]:
+        """Test accuracies of the undefended models trained so far, by repeat."""
+        return [self._undefended[repeat].accuracy for repeat in sorted(self._undefended)]
+
+    def part(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Images and labels of one part of the split."""
+        return self.data.take(indices)
+
+    def memo(self, cell: Cell, repeat: int) -> GradientMemo:
+        """Raw gradients of the cell's model; those of earlier cells are let go."""
+        for known in [key for key in self._memos if key[0] != cell]:
+            del self._memos[known]
+        room = MEMO_BYTES // self.study.training.seeds
+        return self._memos.setdefault((cell, repeat), GradientMemo(room))
+
+    def batches(self, which: str, cell: Cell, repeat: int) -> list[Batch]:
+        """The cell's ``"calibration"`` or ``"scored"`` batches, the same for every defence."""
+        spec = self.study.attack
+        total = spec.trials if which == "scored" else spec.calibration
+        return draw_batches(
+            self.data,
+            self.parts.scored if which == "scored" else self.parts.calibration,
+            composition=cell.composition,
+            batch_size=cell.batch_size,
+            number=per_seed(total, self.study.training.seeds),
+            seed=self.seed(which, cell.stage, cell.composition, cell.batch_size, repeat),
+        )
+
+    def builder(self, repeat: int) -> Callable[[], nn.Module]:
+        """A function that builds the repeat's fresh model."""
+        return partial(self.fresh_model, repeat)
+
+
+def per_seed(total: int, seeds: int) -> int:
+    """Batches per model seed, so that all seeds together have at least ``total``.
+
+    >>> per_seed(100, 3)
+    34
+    """
+    return -(-total // seeds)
+
+
+def prepare(study: Study, *, data: Data | None = None, factory: Factory | None = None) -> Bench:
+    """Load and check everything that can be wrong before any work is done.
+
+    Args:
+        data: Instead of what ``study.data`` names.
+        factory: Instead of what ``study.model`` names.
+
+    Raises:
+        UnusableInputError: Something cannot be used.
+    """
+    attacks = select_attacks(study.attack)
+    loaded = load_data(study) if data is None else data
+    parts = split(
+        loaded,
+        test_fraction=study.data.test_fraction,
+        client_fraction=study.data.client_fraction,
+        seed=derive(study.seed, "split"),
+    )
+    check_room(parts, batch_sizes=study.attack.batch_sizes, training=study.training.batch_size)
+    model = study.model
+    if factory is None:
+        default = "cnn-relu" if model.factory is None else None
+        factory = find_factory(model.name or default, model.factory)
+    bench = Bench(study, loaded, parts, factory, attacks)
+    _try_defenses(bench)
+    return bench
+
+
+def load_data(study: Study) -> Data:
+    """The data that the study names."""
+    if study.data.path is None:
+        return load_digits()
+    return load_npz(Path(study.data.path), classes=study.data.classes)
+
+
+def _try_defenses(bench: Bench) -> None:
+    """One message of every defence, so that a pattern that fits no parameter is found now."""
+    model = bench.fresh_model(0)
+    inputs, labels = bench.data.images[:2], bench.data.labels[:2]
+    for defense in bench.study.defenses:
+        try:
+            defense.client(model, seed=0)(inputs, labels)
+        except ValueError as error:
+            raise UnusableInputError(f"defence {defense.name!r}: {error}") from error

@@ -1,0 +1,79 @@
+"""A client for attackers that computes each raw gradient once, however many defences follow.
+
+Every defence is attacked with the same simulated batches. The backward pass does not depend on
+the defence, so it is shared; the defended message is drawn afresh by the real guard each time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+Grads = list[Tensor | None]
+
+
+class ReleasingClient(Protocol):
+    """The two halves of a client that :meth:`gradguard.Defense.client` returns."""
+
+    def gradients(self, inputs: Tensor, labels: Tensor) -> Grads:
+        """Raw gradients of the batch, in parameter order."""
+        ...
+
+    def release(self, grads: Grads) -> dict[str, Tensor]:
+        """The defended message, with fresh randomness."""
+        ...
+
+
+@dataclass(eq=False)
+class GradientMemo:
+    """Raw gradients of one model by the content of the batch, at most ``max_bytes`` of them.
+
+    Keep one per model: the key does not say which model a gradient belongs to.
+
+    Args:
+        max_bytes: Gradients beyond this are computed again each time.
+    """
+
+    max_bytes: int
+    held_bytes: int = 0
+    backward_passes: int = 0
+    _known: dict[bytes, Grads] = field(default_factory=dict)
+
+    def gradients(self, client: ReleasingClient, inputs: Tensor, labels: Tensor) -> Grads:
+        """``client.gradients(inputs, labels)``, computed at most once while there is room."""
+        key = _digest(inputs, labels)
+        if key in self._known:
+            return self._known[key]
+        grads = client.gradients(inputs, labels)
+        self.backward_passes += 1
+        size = sum(g.numel() * g.element_size() for g in grads if g is not None)
+        # Full means full: batches come round in the same order for every defence, and evicting
+        # the oldest would then throw each one away just before it is asked for again.
+        if self.held_bytes + size <= self.max_bytes:
+            self._known[key] = grads
+            self.held_bytes += size
+        return grads
+
+
+@dataclass(frozen=True, eq=False)
+class MemoisedClient:
+    """``client`` with its backward passes taken from ``memo``; its messages are always new."""
+
+    client: ReleasingClient
+    memo: GradientMemo
+
+    def __call__(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        # release must not write into what it is given; the memo would hand out defended tensors.
+        return self.client.release(self.memo.gradients(self.client, inputs, labels))
+
+
+def _digest(inputs: Tensor, labels: Tensor) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in (inputs, labels):
+        # Shape and type too: the same bytes can be another batch.
+        digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.digest()

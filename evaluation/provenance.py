@@ -1,0 +1,67 @@
+"""Where a report comes from: enough to run it again and to know how much lies behind it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from gradguard.attacks.threat import Attack
+from gradguard.evaluation.bench import Bench, per_seed
+
+METHOD = (
+    "Stage init attacks fresh models; stage trained attacks the same models trained without a "
+    "defence, shared by all defences. Accuracy is measured by training with the defence. "
+    "Intervals are 95 %: bootstrap over model seeds and batches for attacks, t for accuracy. "
+    "The worst attack is chosen on calibration batches and scored on others that share no image "
+    "with them. Every figure is what these attackers achieve, a lower bound on what leaks."
+)
+_PACKAGES = ("gradguard", "torch", "numpy", "scipy", "scikit-learn", "opacus")
+
+
+def provenance(
+    bench: Bench, *, command: Sequence[str], started: str, seconds: float
+) -> dict[str, Any]:
+    """Versions, seed, command, sizes of the parts, numbers of batches, and time taken."""
+    study, repeats = bench.study, bench.study.training.seeds
+    return {
+        "method": METHOD,
+        "started": started,
+        "wall_seconds": round(seconds, 1),
+        "command": " ".join(command),
+        "seed": study.seed,
+        "versions": {"python": platform.python_version()} | _versions(),
+        "threads": torch.get_num_threads(),
+        "data": {
+            "name": bench.data.name,
+            "images": len(bench.data),
+            "input_shape": list(bench.data.input_shape),
+            "classes": bench.data.num_classes,
+            "test": len(bench.parts.test),
+            "client": len(bench.parts.client),
+            "auxiliary": len(bench.parts.auxiliary),
+        },
+        "batches_per_row": {
+            "scored": repeats * per_seed(study.attack.trials, repeats),
+            "calibration": repeats * per_seed(study.attack.calibration, repeats),
+            "simulated_per_seed": max(map(_simulated, bench.attacks.values()), default=0),
+        },
+        "undefended_accuracy": bench.undefended_accuracies(),
+    }
+
+
+def _simulated(attack: Attack) -> int:
+    return int(getattr(attack, "simulated", 0))
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # run from a folder that is not installed
+            found[package] = "unknown"
+    return found

@@ -1,0 +1,136 @@
+"""The result of a study as data: rows, where they come from, and ``report.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from gradguard.evaluation.errors import UnusableInputError, one_line
+from gradguard.evaluation.metrics import Interval
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class AttackScore:
+    """One attack on one row: success rate, its 95 % interval, and the advantage over blind."""
+
+    asr: float
+    ci: Interval
+    advantage: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One defence under one composition, stage and batch size.
+
+    Args:
+        accuracy: Mean test accuracy of training with the defence; a diverged run counts as 0.
+        accuracy_ci: 95 % t-interval over seeds; ``None`` from one seed.
+        accuracy_seeds: The accuracies behind it.
+        diverged: At least one training run stopped being finite.
+        bytes_per_update: Size of a message on the wire; ``None`` while not measured.
+        dense_bytes: Size of the gradient as float32.
+        step_overhead: Time of a defended training step over that of a bare one.
+        attacks: Scores by attack name, blind baselines included.
+        skipped: Reason by name for attacks that cannot be mounted here. Not a low score.
+        worst_attack: The best attack on calibration batches.
+        worst_asr: Its success rate on the scored batches, which share no image with those.
+        blind_asr: Success rate of the best guess without looking, on the same scored batches.
+        advantage: ``(worst_asr - blind_asr) / (1 - blind_asr)``.
+        epsilon, delta, certificate: ``None`` without differential privacy.
+    """
+
+    defense: str
+    composition: str
+    stage: str
+    batch_size: int
+    accuracy: float
+    accuracy_ci: Interval | None
+    accuracy_seeds: tuple[float, ...]
+    diverged: bool
+    bytes_per_update: float | None = None
+    dense_bytes: int
+    step_overhead: float
+    attacks: dict[str, AttackScore]
+    skipped: dict[str, str]
+    worst_attack: str
+    worst_asr: float
+    worst_ci: Interval
+    blind_asr: float
+    advantage: float
+    advantage_ci: Interval
+    epsilon: float | None = None
+    delta: float | None = None
+    certificate: dict[str, Any] | None = None
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any]) -> Row:
+        """The row that :func:`dataclasses.asdict` wrote, through JSON or not."""
+        values = dict(table)
+        for key in ("accuracy_ci", "accuracy_seeds", "worst_ci", "advantage_ci"):
+            values[key] = None if values[key] is None else tuple(values[key])
+        values["attacks"] = {
+            name: AttackScore(score["asr"], tuple(score["ci"]), score["advantage"])
+            for name, score in values["attacks"].items()
+        }
+        # A later gradguard may write more into a row; what is known here is still readable.
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a study found.
+
+    Args:
+        study: The study as plain data.
+        rows: In the order in which they were finished.
+        provenance: Versions, seed, command, numbers of batches, time taken.
+        complete: Whether every row of the study is there.
+    """
+
+    study: dict[str, Any]
+    rows: tuple[Row, ...]
+    provenance: dict[str, Any] = field(default_factory=dict)
+    complete: bool = True
+
+    def to_json(self) -> str:
+        """JSON without NaN or infinity, which JSON does not have."""
+        table = {
+            "schema": SCHEMA,
+            "complete": self.complete,
+            "study": self.study,
+            "rows": [asdict(row) for row in self.rows],
+            "provenance": self.provenance,
+        }
+        return json.dumps(table, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            UnusableInputError: It is not a report, or one of another schema.
+        """
+        try:
+            table = json.loads(text)
+            if table["schema"] != SCHEMA:
+                raise UnusableInputError(
+                    f"expected a report of schema {SCHEMA}, got {table['schema']!r}; "
+                    "read it with the gradguard that wrote it"
+                )
+            rows = tuple(Row.from_dict(row) for row in table["rows"])
+            return cls(table["study"], rows, table["provenance"], table["complete"])
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise UnusableInputError(f"not a gradguard report: {one_line(error)}") from error
+
+
+def read_report(path: Path) -> Report:
+    """The report in a ``report.json``."""
+    try:
+        return Report.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnusableInputError(f"{path}: cannot be read: {one_line(error)}") from error

@@ -1,0 +1,97 @@
+"""From scores to a row: which attack is the worst case, how well it does, what it costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradguard import Defense
+from gradguard.evaluation.attackers import BLIND
+from gradguard.evaluation.bench import Bench, Cell
+from gradguard.evaluation.cell import CellScores
+from gradguard.evaluation.metrics import Resampler, advantage, t_interval
+from gradguard.evaluation.report import AttackScore, Row
+from gradguard.evaluation.training import step_overhead, train
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a defence costs, whatever the attack: accuracy per seed, and time per step."""
+
+    accuracies: tuple[float, ...]
+    diverged: bool
+    step_overhead: float
+    dense_bytes: int
+
+
+def measure_accuracy(bench: Bench, defense: Defense, repeat: int) -> tuple[float, bool]:
+    """Test accuracy of training with ``defense``, and whether training diverged."""
+    outcome = train(
+        bench.fresh_model(repeat),
+        bench.part(bench.parts.client),
+        bench.part(bench.parts.test),
+        spec=bench.study.training,
+        seed=bench.seed("training", repeat),
+        defense=defense,
+    )
+    return outcome.accuracy, outcome.diverged
+
+
+def measure_overhead(bench: Bench, defense: Defense) -> float:
+    """Time of a defended training step over that of a bare one."""
+    return step_overhead(
+        bench.builder(0),
+        bench.part(bench.parts.client),
+        spec=bench.study.training,
+        defense=defense,
+    )
+
+
+def worst_attack(calibration: dict[str, np.ndarray]) -> str:
+    """The attack with the highest mean success on calibration batches; the earlier on a tie.
+
+    The blind baselines are candidates, so that the worst case is not chosen below them.
+    """
+    return max(calibration, key=lambda name: float(calibration[name].mean()))
+
+
+def make_row(defense: Defense, cell: Cell, scores: CellScores, cost: Cost, *, seed: int) -> Row:
+    """One row of the report.
+
+    Guarantees:
+
+    - the scored batches have no part in choosing the worst attack.
+    """
+    blind = scores.scored[BLIND]
+    repeats, batches = blind.shape
+    resampler = Resampler.draw(seeds=repeats, batches=batches, seed=seed)
+    base = float(blind.mean())
+    attacks = {
+        name: AttackScore(
+            float(found.mean()), resampler.rate_ci(found), advantage(float(found.mean()), base)
+        )
+        for name, found in scores.scored.items()
+    }
+    worst = worst_attack(scores.calibration)
+    accuracies = np.array(cost.accuracies)
+    return Row(
+        defense=defense.name,
+        composition=cell.composition,
+        stage=cell.stage,
+        batch_size=cell.batch_size,
+        accuracy=float(accuracies.mean()),
+        accuracy_ci=t_interval(accuracies),
+        accuracy_seeds=cost.accuracies,
+        diverged=cost.diverged,
+        dense_bytes=cost.dense_bytes,
+        step_overhead=cost.step_overhead,
+        attacks=attacks,
+        skipped=scores.skipped,
+        worst_attack=worst,
+        worst_asr=attacks[worst].asr,
+        worst_ci=attacks[worst].ci,
+        blind_asr=base,
+        advantage=attacks[worst].advantage,
+        advantage_ci=resampler.advantage_ci(scores.scored[worst], blind),
+    )

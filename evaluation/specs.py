@@ -1,0 +1,178 @@
+"""The parts of a study as frozen, validated dataclasses; a study file fills them in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+from gradguard.attacks.composition import parse_dirichlet
+from gradguard.evaluation.errors import UnusableInputError, one_line, unknown
+from gradguard.evaluation.models import MODELS
+
+STAGES = ("init", "trained")
+"""Fresh weights, and weights after training without a defence."""
+
+FIXED_COMPOSITIONS = ("iid", "skewed", "single")
+Spec = TypeVar("Spec")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """Which images, and who holds them.
+
+    Args:
+        path: An ``.npz`` file; relative to the folder of the study file.
+        name: A built-in data set, used when there is no ``path``; only ``"digits"``.
+        classes: Number of classes in ``path``; the highest label plus one when not given.
+        test_fraction: Share held out for accuracy, in (0, 1).
+        client_fraction: Share of the rest that clients hold, in (0, 1); what is left is the
+            attacker's auxiliary data.
+    """
+
+    path: str | None = None
+    name: str | None = None
+    classes: int | None = None
+    test_fraction: float = 0.2
+    client_fraction: float = 0.5
+
+    def __post_init__(self) -> None:
+        _text("data.path", self.path)
+        if self.name not in (None, "digits"):
+            raise unknown("data.name", str(self.name), ["digits"])
+        if self.name is not None and self.path is not None:
+            raise UnusableInputError("[data] has both path and name; keep one of them")
+        if self.classes is not None:
+            _whole("data.classes", self.classes, 2)
+        _number("data.test_fraction", self.test_fraction, above=0, below=1)
+        _number("data.client_fraction", self.client_fraction, above=0, below=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Which model: a built-in ``name`` or the user's own ``factory``, ``"module:callable"``."""
+
+    name: str | None = None
+    factory: str | None = None
+
+    def __post_init__(self) -> None:
+        _text("model.factory", self.factory)
+        if self.name is not None and self.factory is not None:
+            raise UnusableInputError("[model] has both name and factory; keep one of them")
+        if self.name is not None and self.name not in MODELS:
+            raise unknown("model.name", str(self.name), MODELS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSpec:
+    """How accuracy is measured: SGD with momentum, repeated from independent seeds.
+
+    Args:
+        steps: Optimizer steps per training run.
+        seeds: Independent repeats behind every accuracy and every interval; one repeat has no
+            accuracy interval.
+    """
+
+    steps: int = 300
+    batch_size: int = 64
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    seeds: int = 3
+
+    def __post_init__(self) -> None:
+        _whole("training.steps", self.steps, 1)
+        _whole("training.batch_size", self.batch_size, 1)
+        _whole("training.seeds", self.seeds, 1)
+        _number("training.learning_rate", self.learning_rate, above=0)
+        if self.momentum != 0:  # zero is plain SGD
+            _number("training.momentum", self.momentum, above=0, below=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackSpec:
+    """What is attacked, how often, and by whom.
+
+    Args:
+        batch_sizes: Examples in a victim's batch.
+        compositions: Names of :data:`gradguard.attacks.composition.NAMES`.
+        stages: Some of ``"init"`` and ``"trained"``.
+        trials: Scored batches per cell, over all seeds.
+        calibration: Batches per cell, over all seeds, on which the worst attack is chosen; none
+            of their images is in a scored batch.
+        simulated: Batches that a learned attacker simulates; its own default when not given.
+        attackers: ``"all"``, or attack names. The blind baselines always take part.
+    """
+
+    batch_sizes: tuple[int, ...] = (8, 64)
+    compositions: tuple[str, ...] = ("iid", "skewed")
+    stages: tuple[str, ...] = STAGES
+    trials: int = 100
+    calibration: int = 50
+    simulated: int | None = None
+    attackers: str | tuple[str, ...] = "all"
+
+    def __post_init__(self) -> None:
+        for size in _several("attack.batch_sizes", self.batch_sizes):
+            _whole("attack.batch_sizes", size, 1)
+        for name in _several("attack.compositions", self.compositions):
+            check_composition(name)
+        for stage in _several("attack.stages", self.stages):
+            if stage not in STAGES:
+                raise unknown("attack stage", str(stage), STAGES)
+        _whole("attack.trials", self.trials, 2)
+        _whole("attack.calibration", self.calibration, 1)
+        if self.simulated is not None:
+            _whole("attack.simulated", self.simulated, 20)
+        if self.attackers != "all":
+            _several("attack.attackers", self.attackers)
+
+
+def check_composition(name: object) -> None:
+    """Raise unless ``name`` is a batch composition."""
+    if name in FIXED_COMPOSITIONS:
+        return
+    try:
+        parse_dirichlet(str(name))
+    except ValueError as error:
+        raise UnusableInputError(f"attack.compositions: {one_line(error)}") from error
+
+
+def build(spec: type[Spec], section: str, table: object) -> Spec:
+    """A spec from a table of a study file; an unknown key names the nearest known one."""
+    if not isinstance(table, Mapping):
+        raise UnusableInputError(f"[{section}] must be a table of keys and values, got {table!r}")
+    known = [f.name for f in fields(spec)]  # type: ignore[arg-type]  # every spec is a dataclass
+    for key in table:
+        if key not in known:
+            raise unknown(f"key in [{section}]", key, known)
+    # TOML has arrays where a frozen dataclass has tuples.
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+    return spec(**values)
+
+
+def _whole(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UnusableInputError(
+            f"{name} must be a whole number of at least {least}, got {value!r}"
+        )
+
+
+def _number(name: str, value: Any, *, above: float, below: float = float("inf")) -> None:
+    # Written so that NaN fails; bool is a number to Python and a slip in a study file.
+    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (numeric and above < value < below):
+        bound = f"above {above}" + (f" and below {below}" if below < float("inf") else "")
+        raise UnusableInputError(f"{name} must be a number {bound}, got {value!r}")
+
+
+def _text(name: str, value: object) -> None:
+    if value is not None and not (isinstance(value, str) and value):
+        raise UnusableInputError(f"{name} must be text, got {value!r}")
+
+
+def _several(name: str, values: Any) -> tuple[Any, ...]:
+    if not isinstance(values, tuple) or not values:
+        raise UnusableInputError(f"{name} must be a list with at least one entry, got {values!r}")
+    if len(set(values)) != len(values):
+        raise UnusableInputError(f"{name} lists an entry twice: {list(values)}")
+    return values

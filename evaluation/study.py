@@ -1,0 +1,129 @@
+"""A study: what is evaluated, on what, how often. Reads the TOML that is written by hand."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from gradguard import Defense
+from gradguard.evaluation.errors import UnusableInputError, one_line, unknown
+from gradguard.evaluation.specs import AttackSpec, DataSpec, ModelSpec, TrainingSpec, build
+
+_SECTIONS = {"data": DataSpec, "model": ModelSpec, "training": TrainingSpec, "attack": AttackSpec}
+_KEYS = ("seed", *_SECTIONS, "defense")
+
+
+@dataclass(frozen=True)
+class Study:
+    """Defences to compare, and under which conditions.
+
+    Args:
+        defenses: At least one, with different names.
+        seed: Decides every draw of the study, noise of the simulated clients included. A
+            deployed client draws its noise afresh.
+
+    Raises:
+        UnusableInputError: A value is out of range; the message names its key.
+
+    >>> from gradguard import Defense
+    >>> Study((Defense("none"),)).training.seeds
+    3
+    """
+
+    defenses: tuple[Defense, ...]
+    seed: int = field(default=0, kw_only=True)
+    data: DataSpec = field(default_factory=DataSpec, kw_only=True)
+    model: ModelSpec = field(default_factory=ModelSpec, kw_only=True)
+    training: TrainingSpec = field(default_factory=TrainingSpec, kw_only=True)
+    attack: AttackSpec = field(default_factory=AttackSpec, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
+            raise UnusableInputError(
+                f"seed must be a whole number of at least 0, got {self.seed!r}"
+            )
+        if not self.defenses:
+            raise UnusableInputError("a study needs at least one [[defense]] with a name")
+        names = [defense.name for defense in self.defenses]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise UnusableInputError(f"two defences are called {twice[0]!r}; rename one of them")
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any], *, folder: Path | None = None) -> Study:
+        """A study from plain data.
+
+        Args:
+            folder: What a relative ``data.path`` is relative to; the working folder if not given.
+        """
+        for key in table:
+            if key not in _KEYS:
+                raise unknown("key in the study", key, _KEYS)
+        sections: dict[str, Any] = {
+            name: build(spec, name, table.get(name, {}))  # type: ignore[type-var]
+            for name, spec in _SECTIONS.items()
+        }
+        data = sections["data"]
+        if folder is not None and data.path is not None:
+            sections["data"] = replace(data, path=str(folder / data.path))
+        defenses = _defenses(table.get("defense", []))
+        return cls(defenses, seed=table.get("seed", 0), **sections)
+
+    @classmethod
+    def from_toml(cls, path: Path) -> Study:
+        """A study from a file; a relative ``data.path`` starts at the file's folder."""
+        return cls.from_dict(read_toml(path), folder=path.parent)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that :meth:`from_dict` reads back to an equal study."""
+        table: dict[str, Any] = {"seed": self.seed}
+        for spec in fields(self):
+            if spec.name in _SECTIONS:
+                values = asdict(getattr(self, spec.name)).items()
+                table[spec.name] = {
+                    k: list(v) if isinstance(v, tuple) else v for k, v in values if v is not None
+                }
+        return table | {"defense": [defense.to_dict() for defense in self.defenses]}
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of a TOML file, with one-line errors."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UnusableInputError(f"{path}: no such file; give the path of a study") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnusableInputError(f"{path}: cannot be read: {one_line(error)}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UnusableInputError(f"{path}: not valid TOML: {one_line(error)}") from error
+
+
+def default_table(*, head: str = "head") -> dict[str, Any]:
+    """The study behind ``gradguard evaluate`` without arguments, as plain data.
+
+    Args:
+        head: Name of the model's output layer, which one of the defences withholds.
+    """
+    packaged = resources.files("gradguard.evaluation").joinpath("default_study.toml")
+    text = packaged.read_text(encoding="utf-8")
+    return tomllib.loads(text.replace('"head.*"', f'"{head}.*"'))
+
+
+def _defenses(tables: object) -> tuple[Defense, ...]:
+    if not isinstance(tables, list) or not all(isinstance(t, Mapping) for t in tables):
+        raise UnusableInputError("defences are written as [[defense]] tables, each with a name")
+    return tuple(_defense(i, dict(table)) for i, table in enumerate(tables, start=1))
+
+
+def _defense(position: int, table: dict[str, Any]) -> Defense:
+    name = table.get("name")
+    if not isinstance(name, str) or not name.strip():
+        raise UnusableInputError(f"defence {position} needs a name, text of its own, got {name!r}")
+    try:
+        return Defense.from_dict(table)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UnusableInputError(f"defence {name!r}: {one_line(error)}") from error
