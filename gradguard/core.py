@@ -1,17 +1,16 @@
 """Gradient transforms: pure ``(init, update)`` pairs, and their composition.
 
 A transform never touches a model or an optimizer. It maps the gradients of one training step and
-its own state to defended gradients and a new state; everything that must survive between steps
-(residuals, random streams) is in that state, so a checkpoint is complete and a test needs no tricks.
+its own state to defended gradients and a new state. Everything that must survive between steps
+(residuals, random streams) is in that state: a checkpoint is complete, and a test needs no tricks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
 Grads = list[Tensor | None]
@@ -46,6 +45,7 @@ class Identity:
 
     - the output is bitwise the input.
 
+    >>> import torch
     >>> Identity().update([torch.tensor([1.0, -2.0]), None], {})
     ([tensor([ 1., -2.]), None], {})
     """
@@ -89,3 +89,19 @@ def chain(*transforms: GradTransform) -> Chain:
     for transform in transforms:
         flat.extend(transform.links if isinstance(transform, Chain) else (transform,))
     return Chain(tuple(flat))
+
+
+def walk(transform: GradTransform) -> Iterator[GradTransform]:
+    """The transform and every transform held in its fields, outermost first.
+
+    >>> [type(t).__name__ for t in walk(chain(Identity(), Identity()))]
+    ['Chain', 'Identity', 'Identity']
+    """
+    yield transform
+    if not is_dataclass(transform):
+        return
+    for field in fields(transform):
+        value = getattr(transform, field.name)
+        for held in value if isinstance(value, tuple) else (value,):
+            if isinstance(held, GradTransform):
+                yield from walk(held)

@@ -1,0 +1,152 @@
+"""A defence: one named configuration that is both deployed and attacked."""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, NamedTuple
+
+import tomli_w
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+
+from gradguard.client import Client
+from gradguard.core import Chain, GradTransform, chain
+from gradguard.optimizer import GuardedOptimizer, guard
+from gradguard.serialization import nearest, transform_from_plain, transform_to_plain
+
+_FIELDS = ("name", "transform")
+
+
+class Attached(NamedTuple):
+    """What :meth:`Defense.attach` returns: use all three in place of what was given."""
+
+    model: nn.Module
+    optimizer: GuardedOptimizer
+    loader: Any
+
+
+@dataclass(frozen=True)
+class Defense:
+    """One defence by name: what is deployed on a client is what the evaluation attacks.
+
+    Guarantees:
+
+    - a round trip through ``to_dict``, ``to_toml`` and ``to_json`` gives an equal defence;
+    - ``attach`` and ``client`` run the same transform code.
+
+    Args:
+        name: How reports call it; not empty.
+        transform: A transform or a sequence of them, applied left to right. An empty sequence is
+            no defence at all. Kept as a chain.
+
+    >>> from gradguard.sparsification import KeepTopK
+    >>> print(Defense("top-k", transform=KeepTopK(0.01)).to_toml(), end="")
+    name = "top-k"
+    transform = [
+        { KeepTopK = { ratio = 0.01, scope = "global" } },
+    ]
+    """
+
+    name: str
+    _: KW_ONLY
+    transform: GradTransform | Sequence[GradTransform]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError(f"a defence needs a name, got {self.name!r}")
+        given = self.transform
+        parts = [given] if isinstance(given, GradTransform) else list(given)
+        for part in parts:
+            # A class has init and update too: Sign in place of Sign().
+            if isinstance(part, type) or not isinstance(part, GradTransform):
+                raise TypeError(f"defence {self.name!r}: expected a transform, got {part!r}")
+        # Always a chain, so that equal defences compare equal however they were written.
+        object.__setattr__(self, "transform", chain(*parts))
+
+    @property
+    def chain(self) -> Chain:
+        """The transforms, in order."""
+        assert isinstance(self.transform, Chain)  # by __post_init__
+        return self.transform
+
+    def attach(self, model: nn.Module, optimizer: Optimizer, loader: Any = None) -> Attached:
+        """Put the defence into a training loop, in front of ``optimizer``.
+
+        >>> import torch
+        >>> layer = nn.Linear(2, 1)
+        >>> plain = Defense("none", transform=[])
+        >>> type(plain.attach(layer, torch.optim.SGD(layer.parameters(), lr=0.1)).optimizer)
+        <class 'gradguard.optimizer.GuardedOptimizer'>
+        """
+        return Attached(model, guard(optimizer, self.chain, model=model), loader)
+
+    def client(
+        self,
+        model: nn.Module,
+        *,
+        loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+        seed: int | None = None,
+    ) -> Client:
+        """The client as a black box that an attacker may query; see :class:`Client`."""
+        return Client(model, self.chain, loss=loss, seed=seed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Strings, numbers, lists and dicts, as in a study's ``[[defense]]`` table."""
+        return {"name": self.name, "transform": transform_to_plain(self.chain)}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Defense:
+        """The defence that ``plain`` describes.
+
+        Raises:
+            ValueError: A key is unknown (the nearest known one is named), missing or unusable.
+        """
+        if not isinstance(plain, Mapping):
+            raise ValueError(f"a defence is a table with {', '.join(_FIELDS)}; got {plain!r}")
+        name = plain.get("name")
+        where = f"defence {name!r}"
+        for key in plain:
+            if key not in _FIELDS:
+                raise ValueError(f"{where}: unknown key {key!r}; {nearest(key, _FIELDS)}")
+        if "transform" not in plain:
+            raise ValueError(f"{where}: transform is missing; write transform = [] for no defence")
+        transform = transform_from_plain(plain["transform"], where=f"{where}: transform")
+        return cls(name=name, transform=transform)  # type: ignore[arg-type]
+
+    def to_toml(self) -> str:
+        return tomli_w.dumps(self.to_dict())
+
+    @classmethod
+    def from_toml(cls, text: str) -> Defense:
+        return cls.from_dict(_parsed(tomllib.loads, text, "TOML"))
+
+    def to_json(self) -> str:
+        # JSON has no infinity, and a bare Infinity is refused by most readers: a string instead.
+        return json.dumps(_infinities(self.to_dict(), math.inf, "inf"), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Defense:
+        return cls.from_dict(_infinities(_parsed(json.loads, text, "JSON"), "inf", math.inf))
+
+
+def _parsed(parse: Callable[[str], Any], text: str, what: str) -> Any:
+    try:
+        return parse(text)
+    except ValueError as error:  # both parsers raise subclasses of it
+        raise ValueError(
+            f"a defence in {what} was expected, but the text does not parse: {error}"
+        ) from None
+
+
+def _infinities(value: Any, old: object, new: object) -> Any:
+    if isinstance(value, dict):
+        # The name may be any text, "inf" included.
+        return {k: v if k == "name" else _infinities(v, old, new) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_infinities(v, old, new) for v in value]
+    return new if type(value) is type(old) and value == old else value

@@ -1,0 +1,290 @@
+"""The guarded optimizer: the one place where a transform meets a training loop.
+
+It wraps, and does not hook. torch's ``register_step_pre_hook`` looks made for this, but
+``deepcopy`` and pickle drop hooks without a word, a hook on fused Adam under ``GradScaler`` sees
+gradients multiplied by the loss scale, and Opacus' optimizer has no hooks. Nor does it forward
+unknown attributes: ``_step_supports_amp_scaling`` would bring the scaled gradients back.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gradguard.checkpoint import check_structure, cloned, extended, moved
+from gradguard.core import Grads, GradTransform, State
+from gradguard.finite import NonFiniteGradientError
+from gradguard.randomness import reseeded
+from gradguard.routing import NamedParameters
+
+_KEY = "gradguard"
+_STALE = (
+    "these gradients were already transformed: transforming them again would send a different "
+    "message than intended. Run zero_grad() and backward() before the next step() or release()"
+)
+
+
+def guard(
+    optimizer: Optimizer, transform: GradTransform, *, model: nn.Module | None = None
+) -> GuardedOptimizer:
+    """Wrap ``optimizer`` so that it, and whoever sees its gradients, gets defended ones only.
+
+    Args:
+        optimizer: Any ``torch.optim`` optimizer.
+        transform: What is done to the gradients before every step.
+        model: Where parameter names come from. Needed by ``Only`` and ``Withhold`` unless the
+            optimizer was built from ``model.named_parameters()``.
+
+    >>> from gradguard.sign import Sign
+    >>> layer = nn.Linear(2, 1)
+    >>> optimizer = guard(torch.optim.SGD(layer.parameters(), lr=0.1), Sign(), model=layer)
+    >>> layer(torch.tensor([[1.0, 3.0]])).sum().backward()
+    >>> optimizer.release()
+    {'weight': tensor([[2., 2.]]), 'bias': tensor([1.])}
+    """
+    return GuardedOptimizer(optimizer, transform, model=model)
+
+
+class GuardedOptimizer(Optimizer):
+    """Run ``transform`` on the gradients immediately before ``inner`` consumes them.
+
+    Guarantees:
+
+    - with ``Identity()`` training is bitwise that of the bare optimizer;
+    - every gradient that ``inner`` sees was transformed exactly once, closures included; after a
+      step or release ``p.grad`` holds the defended gradient, so no raw one is left behind;
+    - deepcopy and pickle keep the guard; a checkpoint resumes bitwise, noise included;
+    - whatever could let an untransformed gradient through raises.
+
+    A closure spends fresh noise in each evaluation. With gradients sharded over processes (FSDP)
+    every process transforms its own shard only. ``Identity()`` passes NaN and infinity as the
+    bare optimizer would; every other transform refuses them.
+
+    Raises:
+        TypeError: ``inner`` is Opacus' DPOptimizer, or a gradient is sparse.
+        RuntimeError: There was no fresh backward pass, or a transform added or dropped a gradient.
+        NonFiniteGradientError: A gradient contains NaN or infinity; nothing has changed then.
+    """
+
+    def __init__(
+        self, inner: Optimizer, transform: GradTransform, *, model: nn.Module | None = None
+    ) -> None:
+        if hasattr(inner, "original_optimizer"):  # Opacus: it overwrites p.grad inside step()
+            raise TypeError(
+                f"{type(inner).__name__} overwrites p.grad inside step(), so a guard around it "
+                "would have no effect. Guard the plain optimizer and pass the guard on: "
+                "make_private(optimizer=guard(optimizer, transform), ...)"
+            )
+        if isinstance(transform, type) or not isinstance(transform, GradTransform):
+            raise TypeError(
+                f"transform must have init and update, got {transform!r}; combine several with "
+                "chain(...)"
+            )
+        self.inner, self.transform = inner, transform
+        # The parameters, not the model: enough for names, and safe to copy and pickle.
+        self._known = [] if model is None else list(model.named_parameters())
+        self._begin()
+        params = self._named()
+        self._count = len(params)
+        self.guard_state: State = transform.init(params)
+
+    def _begin(self) -> None:
+        # Creates torch's hook tables without registering the parameters a second time.
+        super().__setstate__({})
+        self._seen: list[tuple[weakref.ref[Tensor], int]] = []
+        self._released = False
+
+    # Views, never copies: schedulers and GradScaler change these in place.
+    param_groups = property(lambda self: self.inner.param_groups)
+    state = property(lambda self: self.inner.state)
+    defaults = property(lambda self: self.inner.defaults)
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """Parameter names in optimizer order, where they are known."""
+        return getattr(self._named(), "names", None)
+
+    def release(self) -> dict[str, Tensor] | Grads:
+        """Transform ``p.grad`` in place now, and return a copy of what may be sent.
+
+        For clients that send gradients without stepping. A ``step()`` that follows uses these
+        same gradients and does not transform them again.
+
+        Returns:
+            Defended gradients by name where all names are known, else in optimizer order. A
+            parameter without gradient is left out of the former and ``None`` in the latter.
+        """
+        sent = self._transform_grads()
+        self._released = True
+        names = self.names
+        if names is None:
+            return sent
+        return {n: g for n, g in zip(names, sent, strict=True) if g is not None}
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Transform the gradients and let the inner optimizer step; see :meth:`release`.
+
+        With a closure, every evaluation of it is transformed.
+        """
+        if closure is None:
+            if not (self._released and self._is_stale()):
+                self._transform_grads()
+            self._released = False
+            result = self.inner.step()
+            self._remember()  # some optimizers write to p.grad
+            return result
+
+        def guarded() -> Any:  # LBFGS evaluates several times: it must never see a raw gradient
+            with torch.enable_grad():
+                loss = closure()
+            self._transform_grads()
+            return loss
+
+        self._released = False
+        result = self.inner.step(guarded)
+        self._remember()
+        return result
+
+    @torch.no_grad()
+    def _transform_grads(self) -> Grads:
+        params = self._params()
+        if len(params) != self._count:
+            raise RuntimeError(
+                f"the inner optimizer has {len(params)} parameters, the guard knows {self._count}; "
+                "add parameters with add_param_group() of the guard"
+            )
+        if self._is_stale():
+            raise RuntimeError(_STALE)
+        raw: Grads = [p.grad for p in params]
+        self._check_dense(raw)
+        defended, state = self._updated(raw)
+        sent: Grads = []
+        for old, new in zip(raw, defended, strict=True):
+            if (old is None) != (new is None):
+                raise RuntimeError(f"{self.transform!r} added or dropped a gradient")
+            if old is None or new is None:
+                sent.append(None)
+                continue
+            # What is returned must not alias p.grad: the next zero_grad() would change it.
+            shared = new.untyped_storage().data_ptr() == old.untyped_storage().data_ptr()
+            sent.append(new.clone() if shared else new)
+        for old, new in zip(raw, sent, strict=True):
+            if old is not None and new is not None:
+                old.copy_(new)  # in place: DDP buckets and CUDA graphs alias p.grad
+        self.guard_state = state
+        self._remember()
+        return sent
+
+    def _updated(self, raw: Grads) -> tuple[Grads, State]:
+        try:
+            return self.transform.update(raw, self.guard_state)
+        except NonFiniteGradientError as error:
+            if error.name is not None or self.names is None:
+                raise
+            name = self.names[error.index]
+            raise NonFiniteGradientError(error.index, name=name, what=error.what) from None
+
+    def _check_dense(self, grads: Grads) -> None:
+        for index, grad in enumerate(grads):
+            if grad is not None and grad.layout != torch.strided:
+                raise TypeError(
+                    f"the gradient of parameter {index} is sparse, which no transform can read; "
+                    "build the embedding with sparse=False"
+                )
+
+    def _is_stale(self) -> bool:
+        """Whether every gradient is the very tensor, unchanged, that was last transformed."""
+        # The version counter sees every in-place write, backward's accumulation among them. The
+        # reference is weak: a strong one would keep the gradients alive after zero_grad().
+        present = [p.grad for p in self._params() if p.grad is not None]
+        if not present or len(present) != len(self._seen):
+            return False
+        pairs = zip(present, self._seen, strict=True)
+        return all(ref() is grad and version == grad._version for grad, (ref, version) in pairs)
+
+    def _remember(self) -> None:
+        grads = (p.grad for p in self._params())
+        self._seen = [(weakref.ref(g), g._version) for g in grads if g is not None]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.inner.zero_grad(set_to_none)
+
+    def reset(self, seed: int | None = None) -> None:
+        """Forget residuals and start new random streams, as a client in its first round.
+
+        Args:
+            seed: See :meth:`reseed`.
+        """
+        self.guard_state = self.transform.init(self._named())
+        if seed is not None:
+            self.reseed(seed)
+
+    def reseed(self, seed: int | None = None) -> None:
+        """Start new random streams, from the operating system or, for simulation, from a seed.
+
+        A deepcopy or an unpickled guard continues the noise stream of the original: call this on
+        every copy that acts as another client. Two clients with the same stream add the same
+        noise, which a server cancels by subtraction.
+        """
+        self.guard_state = reseeded(self.guard_state, seed)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters: residuals grow, and random streams continue where they were."""
+        self.inner.add_param_group(param_group)
+        try:
+            params = self._named()
+            self.guard_state = extended(self.guard_state, self.transform.init(params))
+        except Exception:
+            self.inner.param_groups.pop()  # a refused group must not train unguarded
+            raise
+        self._count = len(params)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The inner optimizer's state and a copy of the guard's, under the key ``gradguard``."""
+        return {**self.inner.state_dict(), _KEY: cloned(self.guard_state)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load both states; a checkpoint of another chain of transforms raises ``ValueError``."""
+        expected = self.transform.init(self._named())
+        check_structure(state_dict.get(_KEY), expected)
+        self.inner.load_state_dict({k: v for k, v in state_dict.items() if k != _KEY})
+        self.guard_state = moved(state_dict[_KEY], expected)
+
+    def _params(self) -> list[Tensor]:
+        return [p for group in self.inner.param_groups for p in group["params"]]
+
+    def _named(self) -> list[Tensor] | NamedParameters:
+        params = self._params()
+        if self._known:
+            by_id = {id(p): name for name, p in self._known}
+            if unknown := [i for i, p in enumerate(params) if id(p) not in by_id]:
+                raise ValueError(
+                    f"parameters {unknown} of the optimizer are not in the model given to guard(); "
+                    "guard the optimizer with the model that holds them all"
+                )
+            return NamedParameters((by_id[id(p)], p) for p in params)
+        names = list(_own_names(self.inner.param_groups))
+        if len(names) != len(params):
+            return params
+        return NamedParameters(zip(names, params, strict=True))
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("inner", "transform", "guard_state", "_known", "_count")
+        return {name: self.__dict__[name] for name in kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
+
+    def __repr__(self) -> str:
+        return f"GuardedOptimizer({self.inner!r}, {self.transform!r})"
+
+
+def _own_names(groups: Iterable[dict[str, Any]]) -> Iterable[str]:
+    for group in groups:
+        yield from group.get("param_names", ())

@@ -1,0 +1,145 @@
+"""Routing by parameter name: one transform for some layers, or nothing sent from them at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from gradguard.core import Grads, GradTransform, State
+from gradguard.finite import check_finite
+
+
+class NamedParameters(Sequence[Tensor]):
+    """Parameters in optimizer order together with their names: what ``init`` is given.
+
+    >>> params = NamedParameters({"fc.weight": torch.zeros(2, 3), "fc.bias": torch.zeros(2)})
+    >>> params.names, len(params), params[1].shape
+    (('fc.weight', 'fc.bias'), 2, torch.Size([2]))
+    """
+
+    def __init__(self, named: dict[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
+        pairs = list(named.items() if isinstance(named, dict) else named)
+        self.names = tuple(name for name, _ in pairs)
+        self._tensors: list[Tensor] = [tensor for _, tensor in pairs]
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> NamedParameters: ...
+    def __getitem__(self, index: int | slice) -> Tensor | NamedParameters:
+        if isinstance(index, slice):
+            return NamedParameters(zip(self.names[index], self._tensors[index], strict=True))
+        return self._tensors[index]
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def matching(pattern: str, params: Sequence[Tensor]) -> list[bool]:
+    """Which parameters a shell pattern (``*``, ``?``, ``[...]``; case counts) selects.
+
+    Raises:
+        ValueError: The parameters carry no names, or the pattern selects none of them. A
+            defence that silently covers nothing would be worse than none.
+
+    >>> matching("fc.*", NamedParameters({"conv.bias": torch.zeros(1), "fc.bias": torch.zeros(1)}))
+    [False, True]
+    """
+    names = getattr(params, "names", None)
+    if names is None:
+        raise ValueError(
+            f"pattern {pattern!r} needs parameter names, and these parameters have none; use "
+            "guard(optimizer, transform, model=model) or build the optimizer from "
+            "model.named_parameters()"
+        )
+    selected = [fnmatchcase(name, pattern) for name in names]
+    if not any(selected):
+        raise ValueError(f"pattern {pattern!r} matches no parameter; names are {', '.join(names)}")
+    return selected
+
+
+@dataclass(frozen=True)
+class Only:
+    """Apply ``transform`` to the parameters whose name matches ``pattern``; leave the others.
+
+    Guarantees:
+
+    - matching gradients are transformed as if they were the whole message;
+    - all others pass bitwise unchanged, so they go out as undefended as they came in;
+    - a pattern that matches nothing raises.
+
+    Args:
+        pattern: Shell pattern over names, such as ``"head.*"``.
+        transform: What is applied to the matching parameters.
+
+    >>> from gradguard.clipping import ClipByValue
+    >>> only = Only("head.*", ClipByValue(1.0))
+    >>> params = NamedParameters({"body.bias": torch.zeros(1), "head.bias": torch.zeros(1)})
+    >>> only.update([torch.tensor([5.0]), torch.tensor([5.0])], only.init(params))[0]
+    [tensor([5.]), tensor([1.])]
+    """
+
+    pattern: str
+    transform: GradTransform
+
+    def __post_init__(self) -> None:
+        _check_pattern(self.pattern)
+
+    def init(self, params: Sequence[Tensor]) -> State:
+        selected = matching(self.pattern, params)
+        return {"selected": selected, type(self.transform).__name__: self.transform.init(params)}
+
+    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        check_finite(grads)
+        selected, key = state["selected"], type(self.transform).__name__
+        inside: Grads = [g if s else None for g, s in zip(grads, selected, strict=True)]
+        changed, inner = self.transform.update(inside, state[key])
+        out = [c if s else g for g, c, s in zip(grads, changed, selected, strict=True)]
+        return out, {"selected": selected, key: inner}
+
+
+@dataclass(frozen=True)
+class Withhold:
+    """Send zeros in place of the gradients whose name matches ``pattern``.
+
+    Guarantees:
+
+    - matching gradients are exactly zero, whatever they were, and present if they were present;
+    - all others pass bitwise unchanged;
+    - a pattern that matches nothing raises.
+
+    The layer is still trained by the other clients or not at all; the gradients of the layers
+    below still carry what the withheld ones knew.
+
+    Args:
+        pattern: Shell pattern over names, such as ``"head.*"``.
+
+    >>> withhold = Withhold("head.*")
+    >>> params = NamedParameters({"body.bias": torch.zeros(1), "head.bias": torch.zeros(1)})
+    >>> withhold.update([torch.tensor([5.0]), torch.tensor([5.0])], withhold.init(params))[0]
+    [tensor([5.]), tensor([0.])]
+    """
+
+    pattern: str
+
+    def __post_init__(self) -> None:
+        _check_pattern(self.pattern)
+
+    def init(self, params: Sequence[Tensor]) -> State:
+        return {"withheld": matching(self.pattern, params)}
+
+    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        # NaN is refused even where it would be replaced: it says that training has gone wrong.
+        check_finite(grads)
+        pairs = zip(grads, state["withheld"], strict=True)
+        return [torch.zeros_like(g) if w and g is not None else g for g, w in pairs], state
+
+
+def _check_pattern(pattern: str) -> None:
+    if not isinstance(pattern, str) or not pattern:
+        raise ValueError(f"pattern must be a shell pattern such as 'head.*', got {pattern!r}")
