@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
+from gradguard import NonFiniteGradientError
 from gradguard.attacks.threat import Attack
 from gradguard.evaluation.attackers import select_attacks
 from gradguard.evaluation.batches import Batch, draw_batches
 from gradguard.evaluation.data import Data, load_digits, load_npz
-from gradguard.evaluation.errors import UnusableInputError
+from gradguard.evaluation.errors import UnusableInputError, one_line
 from gradguard.evaluation.memo import GradientMemo
 from gradguard.evaluation.models import Factory, build_model, find_factory
 from gradguard.evaluation.seeding import derive
@@ -169,5 +170,5 @@ def _try_defenses(bench: Bench) -> None:
     for defense in bench.study.defenses:
         try:
             defense.client(model, seed=0)(inputs, labels)
-        except ValueError as error:
-            raise UnusableInputError(f"defence {defense.name!r}: {error}") from error
+        except (ValueError, NonFiniteGradientError) as error:
+            raise UnusableInputError(f"defence {defense.name!r}: {one_line(error)}") from error

@@ -48,8 +48,7 @@ def evaluate(
 
     - the worst attack is chosen on batches that share no image with those it is scored on;
     - the attacker's images are in no client's data;
-    - a study and seed give the same report on the same machine, times and the accuracy of
-      randomised defences aside.
+    - a study and seed give the same report on the same machine, times aside.
 
     Args:
         data: Instead of what ``study.data`` names, for data that is not in an ``.npz``.

@@ -30,7 +30,7 @@ class Study:
         UnusableInputError: A value is out of range; the message names its key.
 
     >>> from gradguard import Defense
-    >>> Study((Defense("none"),)).training.seeds
+    >>> Study((Defense("none", transform=[]),)).training.seeds
     3
     """
 
@@ -106,11 +106,12 @@ def default_table(*, head: str = "head") -> dict[str, Any]:
     """The study behind ``gradguard evaluate`` without arguments, as plain data.
 
     Args:
-        head: Name of the model's output layer, which one of the defences withholds.
+        head: Name of the model's output layer, which one of the defences withholds; empty where
+            the model is nothing but that layer.
     """
     packaged = resources.files("gradguard.evaluation").joinpath("default_study.toml")
     text = packaged.read_text(encoding="utf-8")
-    return tomllib.loads(text.replace('"head.*"', f'"{head}.*"'))
+    return tomllib.loads(text.replace('"head.*"', f'"{head}.*"' if head else '"*"'))
 
 
 def _defenses(tables: object) -> tuple[Defense, ...]:
@@ -126,4 +127,6 @@ def _defense(position: int, table: dict[str, Any]) -> Defense:
     try:
         return Defense.from_dict(table)
     except (ValueError, TypeError, KeyError) as error:
-        raise UnusableInputError(f"defence {name!r}: {one_line(error)}") from error
+        # The middleware's own message starts with the defence's name already.
+        text = one_line(error).removeprefix(f"defence {name!r}: ")
+        raise UnusableInputError(f"defence {name!r}: {text}") from error

@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
-from gradguard import Defense
+from gradguard import Defense, NonFiniteGradientError
 from gradguard.evaluation.specs import TrainingSpec
 
 
@@ -95,7 +95,10 @@ def train(
     model.train()
     trained: nn.Module = model
     if defense is not None:
-        trained, optimizer, batches = defense.attach(model, optimizer, batches)
+        trained, guarded, batches = defense.attach(model, optimizer, batches)
+        # A deployed guard takes its noise from the operating system; a study can be run again.
+        guarded.reset(seed)
+        optimizer = guarded
     # Dropout and a defence's default streams draw from the global state: keep that repeatable.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % 2**63)
@@ -120,11 +123,13 @@ def _run(
         if not torch.isfinite(loss):
             return False
         loss.backward()  # type: ignore[no-untyped-call]
-        # Looked at here: a guard refuses such a gradient with an error that could also mean
-        # something else, and only this one is the training's own doing.
+        # Looked at here as well: without a defence nothing would refuse such a gradient.
         if not _finite_gradients(model):
             return False
-        optimizer.step()
+        try:
+            optimizer.step()
+        except NonFiniteGradientError:
+            return False
         on_step()
     return True
 

@@ -1,0 +1,81 @@
+"""The ``gradguard`` command."""
+
+from __future__ import annotations
+
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gradguard.evaluation.errors import UnusableInputError, one_line
+
+UNUSABLE = 2
+INTERRUPTED = 130
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Defend the gradients a client sends, and attack that very defence first.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"gradguard {metadata.version('gradguard')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Defend the gradients a client sends, and attack that very defence first."""
+
+
+@app.command()
+def evaluate(
+    study: Annotated[
+        Path | None, typer.Argument(metavar="[STUDY.toml]", help="Default: a study of its own.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="An .npz with uint8 images and integer labels.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODULE:FACTORY", help="A function that makes a model.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("gradguard-report"),
+    seed: Annotated[int | None, typer.Option(help="Decides every draw of the study.")] = None,
+) -> None:
+    """Attack every defence of a study; report what leaks and what hiding it costs."""
+    # Imported here: torch takes seconds to load, and --help should not wait for it.
+    from gradguard.evaluation.command import run_evaluate
+
+    raise typer.Exit(run_evaluate(study, data=data, model=model, out=out, seed=seed))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; bad input is one line on stderr and exit code 2."""
+    command: Any = typer.main.get_command(app)
+    try:
+        code = command.main(arguments, prog_name="gradguard", standalone_mode=False)
+    except UnusableInputError as error:
+        _fail(one_line(error), UNUSABLE)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted before a row was finished; nothing was written", INTERRUPTED)
+    except Exception as error:
+        # Usage errors are typer's own type; the rest is a defect and keeps its traceback.
+        if not hasattr(error, "format_message"):
+            raise
+        _fail(f"{one_line(Exception(error.format_message()))} (see gradguard --help)", UNUSABLE)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"gradguard: {message}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,141 @@
+"""``report.html``: one file without outside resources; a browser needs no network to show it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from html import escape
+from importlib import resources
+
+from gradguard.evaluation.report import Report, Row
+from gradguard.evaluation.sentences import cell_words, closing_line, leaks, sentences
+from gradguard.evaluation.svg import scatter
+from gradguard.evaluation.table import accuracy_text, behind, by_cell, with_interval
+
+_COLUMNS = (
+    ("defence", "text"),
+    ("model", "text"),
+    ("batches", "text"),
+    ("B", "number"),
+    ("accuracy %", "number"),
+    ("labels read %", "number"),
+    ("blind %", "number"),
+    ("advantage %", "number"),
+    ("read best by", "text"),
+    ("step time", "number"),
+)
+
+
+def render_html(report: Report) -> str:
+    """The whole page. Everything that comes from a study is escaped."""
+    partial = (
+        ""
+        if report.complete
+        else '<p class="warn">Interrupted: only the rows that were finished are shown.</p>'
+    )
+    return "\n".join(
+        [
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            "<title>What still leaks: gradguard report</title>",
+            f"<style>\n{_asset('report.css')}</style>\n</head>\n<body>",
+            "<h1>What still leaks, and what hiding it costs</h1>",
+            f'<p class="lead">{escape(closing_line(report))}</p>{partial}',
+            f'<p class="soft">{escape(behind(report))}</p>',
+            "<h2>Each defence in a sentence</h2>",
+            _sentences(report),
+            "<h2>Privacy against accuracy</h2>",
+            *(_figure(rows) for rows in by_cell(report)),
+            "<h2>All rows</h2>",
+            _table(report.rows),
+            _skipped(report.rows),
+            "<h2>How this was measured</h2>",
+            _method(report),
+            f"<script>\n{_asset('report.js')}</script>\n</body>\n</html>\n",
+        ]
+    )
+
+
+def _asset(name: str) -> str:
+    return resources.files("gradguard.evaluation").joinpath(name).read_text(encoding="utf-8")
+
+
+def _sentences(report: Report) -> str:
+    parts = []
+    for name, sentence in sentences(report).items():
+        text = sentence.removeprefix(f"{name}: ")
+        text = text[0].upper() + text[1:]
+        parts.append(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>")
+    return f"<dl>{''.join(parts)}</dl>"
+
+
+def _figure(rows: Sequence[Row]) -> str:
+    words = cell_words(rows[0])
+    caption = f"<figcaption>{escape(words[0].upper() + words[1:])}</figcaption>"
+    return f"<figure>{caption}\n{scatter(rows)}\n</figure>"
+
+
+def _table(rows: Sequence[Row]) -> str:
+    head = "".join(
+        f'<th scope="col" class="{kind if kind == "text" else ""}" data-kind="{kind}">'
+        f'<button type="button">{escape(name)}</button></th>'
+        for name, kind in _COLUMNS
+    )
+    body = "\n".join(_table_row(row) for row in rows)
+    return (
+        f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{body}\n</tbody></table></div>"
+    )
+
+
+def _table_row(row: Row) -> str:
+    kind = "leaks" if leaks(row) else "quiet"
+    cells = [
+        _text(row.defense),
+        _text(row.stage),
+        _text(row.composition),
+        _number(row.batch_size, str(row.batch_size)),
+        _number(row.accuracy, accuracy_text(row)),
+        _number(row.worst_asr, with_interval(row.worst_asr, row.worst_ci), kind),
+        _number(row.blind_asr, f"{100 * row.blind_asr:.0f}"),
+        _number(row.advantage, with_interval(row.advantage, row.advantage_ci), kind),
+        _text(row.worst_attack),
+        _number(row.step_overhead, f"{row.step_overhead:.2f}×"),
+    ]
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _text(value: str) -> str:
+    return f'<td class="text" data-value="{escape(value)}">{escape(value)}</td>'
+
+
+def _number(value: float, shown: str, kind: str = "") -> str:
+    return f'<td class="{kind}" data-value="{value!r}">{escape(shown)}</td>'
+
+
+def _skipped(rows: Sequence[Row]) -> str:
+    found = {(row.defense, name, why) for row in rows for name, why in row.skipped.items()}
+    if not found:
+        return ""
+    items = "".join(
+        f"<li>{escape(name)} against {escape(defense)}: {escape(why)}</li>"
+        for defense, name, why in sorted(found)
+    )
+    return f"<p>Attacks that cannot be mounted, which is no low score:</p><ul>{items}</ul>"
+
+
+def _method(report: Report) -> str:
+    explained = (
+        "Labels read: the share of a batch's labels that the best attack names, counted as a "
+        "multiset. Blind: the best guess without looking at the message. Advantage: how much of "
+        "what a blind guess leaves open the attack gets. Red rows leak: the whole interval of "
+        "the advantage is above 5 %. A row that is not red was not shown to leak by these "
+        "attacks, which is no proof that it does not."
+    )
+    facts = json.dumps(
+        {"provenance": report.provenance, "study": report.study}, indent=2, ensure_ascii=False
+    )
+    return (
+        f"<p>{escape(explained)}</p>\n<p>{escape(report.provenance.get('method', ''))}</p>\n"
+        f"<details><summary>Study, versions and seed</summary><pre>{escape(facts)}</pre></details>"
+    )

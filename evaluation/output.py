@@ -1,0 +1,64 @@
+"""Files that are either whole or not there."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from gradguard.evaluation.errors import UnusableInputError
+from gradguard.evaluation.report import Report
+
+
+def check_writable(folder: Path) -> None:
+    """Raise unless files can be written to ``folder``; leaves nothing behind.
+
+    Tried out, not asked for: permission bits say nothing to root, or about a full or read-only
+    file system.
+    """
+    missing = [p for p in (folder, *folder.parents) if not p.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise UnusableInputError(
+            f"{folder}: cannot write there ({why}); choose another folder with --out"
+        ) from error
+    finally:
+        for created in missing:
+            if created.is_dir():
+                created.rmdir()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write ``content`` so that ``path`` holds all of it or what it held before."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        # mkstemp makes files for the owner only; a report is to be shared like any other file.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def write_report(report: Report, folder: Path) -> list[Path]:
+    """Write ``report.json``, ``report.html`` and the plots; returns their paths."""
+    # matplotlib takes a second to load, and a mistyped command should not wait for it.
+    from gradguard.evaluation.html import render_html
+    from gradguard.evaluation.plots import draw
+
+    # Everything is rendered before anything is written.
+    content = {"report.json": report.to_json().encode()}
+    content["report.html"] = render_html(report).encode()
+    content |= {f"tradeoff.{kind}": data for kind, data in draw(report).items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in content.items():
+        write_atomically(folder / name, data)
+    return [folder / name for name in content]

@@ -1,0 +1,113 @@
+"""The report in words: one sentence per defence, and one line that sums up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gradguard.evaluation.report import Report, Row
+
+# Below this advantage a leak is too small for the batches of an ordinary study to tell from none.
+NOTICEABLE = 0.05
+
+STAGE_WORDS = {"init": "an untrained model", "trained": "a trained model"}
+
+
+def percent(share: float) -> str:
+    """A share as a whole percentage.
+
+    >>> percent(0.976)
+    '98 %'
+    """
+    return f"{100 * share:.0f} %"
+
+
+def cell_words(row: Row) -> str:
+    """The conditions of a row in words.
+
+    >>> cell_words.__name__
+    'cell_words'
+    """
+    stage = STAGE_WORDS.get(row.stage, row.stage)
+    return f"{stage}, {row.composition} batches of {row.batch_size}"
+
+
+def by_defense(report: Report) -> dict[str, list[Row]]:
+    """Rows by defence, in the order of the study."""
+    grouped: dict[str, list[Row]] = {}
+    for row in report.rows:
+        grouped.setdefault(row.defense, []).append(row)
+    return grouped
+
+
+def worst_row(rows: Sequence[Row]) -> Row:
+    """The row in which a defence leaks most."""
+    return max(rows, key=lambda row: row.advantage)
+
+
+def leaks(row: Row) -> bool:
+    """Whether an attack is clearly above a blind guess: the whole interval is, by 5 points."""
+    return row.advantage_ci[0] > NOTICEABLE
+
+
+def defense_sentence(rows: Sequence[Row], undefended: float | None) -> str:
+    """What one defence costs, who reads it, and how well.
+
+    Args:
+        rows: All rows of one defence.
+        undefended: Accuracy without a defence, if known.
+    """
+    row = worst_row(rows)
+    return f"{row.defense}: {_cost(row, undefended)}; {_reading(row)}."
+
+
+def _cost(row: Row, undefended: float | None) -> str:
+    if row.diverged:
+        return "training with it diverges, so it is of no use as it is set"
+    if undefended is None:
+        return f"trains to an accuracy of {percent(row.accuracy)}"
+    lost = round(100 * undefended) - round(100 * row.accuracy)
+    if lost <= 0:
+        return f"costs no accuracy ({percent(row.accuracy)})"
+    points = "1 point" if lost == 1 else f"{lost} points"
+    return f"costs {points} of accuracy ({percent(row.accuracy)} against {percent(undefended)})"
+
+
+def _reading(row: Row) -> str:
+    blind = f"a blind guess gets {percent(row.blind_asr)}"
+    reads = f"{row.worst_attack} reads {percent(row.worst_asr)} of the labels"
+    if leaks(row):
+        return f"on {cell_words(row)} {reads}, where {blind}"
+    if row.advantage_ci[1] <= NOTICEABLE:
+        return f"no attack here does better than a blind guess ({percent(row.blind_asr)})"
+    return f"whether it leaks is unclear: at most {reads}, where {blind}, within the interval"
+
+
+def undefended_accuracy(report: Report) -> float | None:
+    """Mean accuracy of training without a defence, where the study trained without one."""
+    found = report.provenance.get("undefended_accuracy") or []
+    return sum(found) / len(found) if found else None
+
+
+def sentences(report: Report) -> dict[str, str]:
+    """One sentence per defence, by its name."""
+    base = undefended_accuracy(report)
+    return {name: defense_sentence(rows, base) for name, rows in by_defense(report).items()}
+
+
+def closing_line(report: Report) -> str:
+    """What a reader who reads one line should take away."""
+    worst = {name: worst_row(rows) for name, rows in by_defense(report).items()}
+    if not worst:
+        return "No row was finished."
+    leaking = [name for name, row in worst.items() if leaks(row)]
+    quiet = [name for name in worst if name not in leaking]
+    if quiet:
+        said = "not shown to leak here, which is no proof" if leaking else "none shown to leak here"
+        return f"{len(leaking)} of {len(worst)} defences leak labels; {said}: {', '.join(quiet)}."
+    least = min(worst.values(), key=lambda row: row.advantage)
+    count = "The one defence leaks" if len(worst) == 1 else f"All {len(worst)} defences leak"
+    return (
+        f"{count} labels; the least, {least.defense}, still lets {least.worst_attack} read "
+        f"{percent(least.worst_asr)} where a blind guess gets {percent(least.blind_asr)}, "
+        f"at an accuracy of {percent(least.accuracy)}."
+    )

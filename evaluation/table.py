@@ -1,0 +1,104 @@
+"""The report on a terminal: one table per set of conditions, readable in a pipe as well."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from gradguard.evaluation.metrics import Interval
+from gradguard.evaluation.report import Report, Row
+from gradguard.evaluation.sentences import cell_words, closing_line, leaks
+
+PIPE_WIDTH = 100
+"""Columns where the output is no terminal; rich would take 80 and cut the names."""
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """A console that keeps lines whole in a pipe."""
+    console = Console(stderr=stderr, highlight=False)
+    if console.is_terminal:
+        return console
+    return Console(stderr=stderr, highlight=False, width=PIPE_WIDTH)
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Print the tables, how much lies behind them, and one plain closing line."""
+    for rows in by_cell(report):
+        console.print(_table(rows))
+        console.print()
+    skipped = sorted({(name, why) for row in report.rows for name, why in row.skipped.items()})
+    for name, why in skipped:
+        console.print(Text(f"{name} was not run: {why}", style="yellow"))
+    console.print(Text(behind(report), style="dim"))
+    if not report.complete:
+        console.print(Text("Interrupted: only the finished rows are shown.", style="yellow"))
+    console.print(Text(closing_line(report), style="bold"))
+
+
+def by_cell(report: Report) -> list[list[Row]]:
+    """Rows by stage, composition and batch size, in the order of the study."""
+    grouped: dict[tuple[str, str, int], list[Row]] = {}
+    for row in report.rows:
+        grouped.setdefault((row.stage, row.composition, row.batch_size), []).append(row)
+    return list(grouped.values())
+
+
+def behind(report: Report) -> str:
+    """How many batches, seeds and seconds the numbers rest on."""
+    facts = report.provenance
+    counts, seeds = facts["batches_per_row"], report.study["training"]["seeds"]
+    simulated = counts["simulated_per_seed"]
+    learned = f", {simulated} simulated per seed for learned attacks" if simulated else ""
+    return (
+        f"{facts['data']['name']}, {seeds} model seed{'s' * (seeds != 1)}; per row "
+        f"{counts['scored']} scored and {counts['calibration']} calibration batches{learned}; "
+        f"95 % intervals; {facts['wall_seconds']:.0f} s."
+    )
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    words = cell_words(rows[0])
+    table = Table(
+        title=Text(words[0].upper() + words[1:], style="bold"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    table.add_column("defence", no_wrap=True, overflow="ellipsis", max_width=28)
+    for name in ("accuracy %", "labels read %", "blind %", "advantage %"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("read best by", no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        style = "red" if leaks(row) else "green"
+        table.add_row(
+            Text(row.defense),
+            accuracy_text(row),
+            Text(with_interval(row.worst_asr, row.worst_ci), style=style),
+            f"{100 * row.blind_asr:.0f}",
+            Text(f"{100 * row.advantage:.0f}", style=style),
+            Text(row.worst_attack),
+        )
+    return table
+
+
+def accuracy_text(row: Row) -> str:
+    """Accuracy in percent with half the width of its interval, or that training diverged."""
+    if row.diverged:
+        return "diverged"
+    if row.accuracy_ci is None:
+        return f"{100 * row.accuracy:.0f}"
+    return with_interval(row.accuracy, row.accuracy_ci)
+
+
+def with_interval(value: float, interval: Interval) -> str:
+    """A share and its interval in percent.
+
+    >>> with_interval(0.97, (0.951, 0.984))
+    '97 (95-98)'
+    """
+    low, high = interval
+    return f"{100 * value:.0f} ({100 * low:.0f}-{100 * high:.0f})"
