@@ -21,7 +21,7 @@ def attack_name(attack: Attack) -> str:
     >>> [attack_name(attack) for attack in BASELINES]
     ['RandomGuess', 'BestConstant']
     """
-    settings = []
+    settings: list[str] = []
     if is_dataclass(attack):
         for spec in fields(attack):
             value: Any = getattr(attack, spec.name)
@@ -53,5 +53,5 @@ def _sized(attack: Attack, simulated: int | None) -> Attack:
     """The attack with the study's number of simulated batches, where it simulates any."""
     if simulated is None or not is_dataclass(attack) or not hasattr(attack, "simulated"):
         return attack
-    sized: Attack = replace(attack, simulated=simulated)  # type: ignore[type-var]
+    sized: Attack = replace(attack, simulated=simulated)
     return sized

@@ -139,8 +139,9 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise UnusableInputError(f"{path}: no such file; give an .npz with images and labels")
     try:
-        # numpy would return a bare array for .npy content, and refuse pickles below.
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here: numpy leaves the file open where the content is no archive. For .npy
+        # content it returns a bare array, which has no __enter__.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             missing = [key for key in ("images", "labels") if key not in archive]
             if missing:
                 raise UnusableInputError(

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from html import escape
+from html import escape as _escape
 from importlib import resources
 
 from gradguard.evaluation.report import Report, Row
 from gradguard.evaluation.sentences import cell_words, closing_line, leaks, sentences
 from gradguard.evaluation.svg import scatter
 from gradguard.evaluation.table import accuracy_text, behind, by_cell, with_interval
+
+
+def escape(text: str) -> str:
+    """Text for a page; a percent sign stays on the line of its number."""
+    return _escape(text).replace(" %", "\N{NO-BREAK SPACE}%")
+
 
 _COLUMNS = (
     ("defence", "text"),

@@ -22,11 +22,7 @@ def percent(share: float) -> str:
 
 
 def cell_words(row: Row) -> str:
-    """The conditions of a row in words.
-
-    >>> cell_words.__name__
-    'cell_words'
-    """
+    """The conditions of a row in words."""
     stage = STAGE_WORDS.get(row.stage, row.stage)
     return f"{stage}, {row.composition} batches of {row.batch_size}"
 
@@ -40,8 +36,8 @@ def by_defense(report: Report) -> dict[str, list[Row]]:
 
 
 def worst_row(rows: Sequence[Row]) -> Row:
-    """The row in which a defence leaks most."""
-    return max(rows, key=lambda row: row.advantage)
+    """The row in which a defence leaks most; one that clearly leaks before one that may."""
+    return max(rows, key=lambda row: (leaks(row), row.advantage))
 
 
 def leaks(row: Row) -> bool:
@@ -74,12 +70,15 @@ def _cost(row: Row, undefended: float | None) -> str:
 
 def _reading(row: Row) -> str:
     blind = f"a blind guess gets {percent(row.blind_asr)}"
-    reads = f"{row.worst_attack} reads {percent(row.worst_asr)} of the labels"
+    reads = (
+        f"{row.worst_attack} reads {percent(row.worst_asr)} of the labels in {row.composition} "
+        f"batches of {row.batch_size} on {STAGE_WORDS.get(row.stage, row.stage)}, where {blind}"
+    )
     if leaks(row):
-        return f"on {cell_words(row)} {reads}, where {blind}"
+        return reads
     if row.advantage_ci[1] <= NOTICEABLE:
         return f"no attack here does better than a blind guess ({percent(row.blind_asr)})"
-    return f"whether it leaks is unclear: at most {reads}, where {blind}, within the interval"
+    return f"whether it leaks is unclear: {reads}, which chance may explain"
 
 
 def undefended_accuracy(report: Report) -> float | None:

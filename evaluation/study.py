@@ -64,8 +64,7 @@ class Study:
             if key not in _KEYS:
                 raise unknown("key in the study", key, _KEYS)
         sections: dict[str, Any] = {
-            name: build(spec, name, table.get(name, {}))  # type: ignore[type-var]
-            for name, spec in _SECTIONS.items()
+            name: build(spec, name, table.get(name, {})) for name, spec in _SECTIONS.items()
         }
         data = sections["data"]
         if folder is not None and data.path is not None:

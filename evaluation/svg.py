@@ -19,6 +19,8 @@ def scatter(rows: Sequence[Row]) -> str:
     Args:
         rows: Rows that share stage, composition and batch size.
     """
+    # Of names for points at one height, that of the rightmost comes first: fewer lines cross.
+    rows = sorted(rows, key=lambda row: (-row.worst_asr, -row.accuracy))
     slots = spread([_y(row.worst_asr) for row in rows], gap=18, low=_TOP + 6, high=_BOTTOM - 4)
     blind = sum(row.blind_asr for row in rows) / len(rows)
     parts = [
@@ -27,7 +29,7 @@ def scatter(rows: Sequence[Row]) -> str:
         *_grid(),
         f'<line class="blind" x1="{_LEFT}" x2="{_RIGHT}" y1="{_y(blind):.1f}" '
         f'y2="{_y(blind):.1f}"/>',
-        f'<text class="axis" x="{_LEFT + 6}" y="{_y(blind) - 6:.1f}">'
+        f'<text class="axis" x="{_LEFT + 110}" y="{_y(blind) + 15:.1f}">'
         f"blind guess {percent(blind)}</text>",
         *(_leader(row, slot) for row, slot in zip(rows, slots, strict=True)),
         *(_point(row) for row in rows),

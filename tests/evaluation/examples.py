@@ -1,0 +1,90 @@
+"""Small studies, data and rows that the tests of the evaluation share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradguard import Defense
+from gradguard.evaluation import AttackScore, Report, Row
+
+STUDY: dict[str, Any] = {
+    "seed": 0,
+    "model": {"name": "mlp"},
+    "training": {"steps": 4, "batch_size": 16, "seeds": 2},
+    "attack": {
+        "batch_sizes": [4],
+        "compositions": ["skewed"],
+        "stages": ["init"],
+        "trials": 6,
+        "calibration": 6,
+        "attackers": ["LLG"],
+    },
+    "defense": [
+        {"name": "none", "transform": []},
+        {"name": "top-k", "transform": [{"KeepTopK": {"ratio": 0.01, "scope": "global"}}]},
+    ],
+}
+
+NONE = Defense("none", transform=[])
+
+
+def study_with(**sections: Any) -> dict[str, Any]:
+    """:data:`STUDY` with some keys of some sections replaced."""
+    table = dict(STUDY)
+    for name, values in sections.items():
+        old = table.get(name)
+        table[name] = old | values if isinstance(old, dict) else values
+    return table
+
+
+def write_npz(path: Path, **changes: Any) -> Path:
+    """Random 8 x 8 images of four classes; an array given as ``None`` is left out."""
+    rng = np.random.default_rng(0)
+    arrays: dict[str, Any] = {
+        "images": rng.integers(0, 256, (200, 8, 8), dtype=np.uint8),
+        "labels": np.arange(200) % 4,
+    }
+    arrays |= changes
+    np.savez(path, **{key: value for key, value in arrays.items() if value is not None})
+    return path
+
+
+def row(**changes: Any) -> Row:
+    """A plausible row."""
+    values: dict[str, Any] = {
+        "defense": "top-k 1 %",
+        "composition": "skewed",
+        "stage": "init",
+        "batch_size": 8,
+        "accuracy": 0.9,
+        "accuracy_ci": (0.88, 0.92),
+        "accuracy_seeds": (0.89, 0.91),
+        "diverged": False,
+        "dense_bytes": 400,
+        "step_overhead": 1.2,
+        "attacks": {"LLG": AttackScore(0.7, (0.65, 0.75), 0.5)},
+        "skipped": {},
+        "worst_attack": "LLG",
+        "worst_asr": 0.7,
+        "worst_ci": (0.65, 0.75),
+        "blind_asr": 0.4,
+        "advantage": 0.5,
+        "advantage_ci": (0.4, 0.6),
+    }
+    return Row(**(values | changes))
+
+
+def report(*rows: Row, **changes: Any) -> Report:
+    """A report of ``rows`` with the provenance that the renderers read."""
+    provenance = {
+        "method": "As described.",
+        "wall_seconds": 1.0,
+        "data": {"name": "digits"},
+        "batches_per_row": {"scored": 6, "calibration": 6, "simulated_per_seed": 0},
+        "undefended_accuracy": [0.95],
+    }
+    study = {"training": {"seeds": 2}}
+    return Report(study, rows, **({"provenance": provenance} | changes))

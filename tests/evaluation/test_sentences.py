@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from gradguard.evaluation.sentences import closing_line, leaks, sentences
+from tests.evaluation.examples import report, row
+
+QUIET = row(
+    defense="loud noise",
+    worst_attack="BestConstant",
+    worst_asr=0.4,
+    advantage=0.0,
+    advantage_ci=(-0.04, 0.04),
+)
+UNCLEAR = row(defense="some noise", worst_asr=0.45, advantage=0.08, advantage_ci=(-0.1, 0.26))
+
+
+def test_a_defence_leaks_only_where_the_whole_interval_says_so() -> None:
+    assert leaks(row())
+    assert not leaks(QUIET)
+    assert not leaks(UNCLEAR)
+
+
+def test_a_sentence_says_cost_reader_and_blind_guess() -> None:
+    (sentence,) = sentences(report(row())).values()
+    assert sentence == (
+        "top-k 1 %: costs 5 points of accuracy (90 % against 95 %); LLG reads 70 % of the labels "
+        "in skewed batches of 8 on an untrained model, where a blind guess gets 40 %."
+    )
+
+
+def test_a_sentence_takes_the_row_that_leaks_most() -> None:
+    mild = row(stage="trained", advantage=0.9, advantage_ci=(-0.1, 1.0), worst_asr=0.99)
+    assert "70 %" in sentences(report(mild, row()))["top-k 1 %"]
+
+
+def test_a_diverged_defence_is_called_useless() -> None:
+    (sentence,) = sentences(report(row(accuracy=0.0, diverged=True))).values()
+    assert "diverges" in sentence
+
+
+def test_no_leak_shown_is_not_called_safe() -> None:
+    assert "no attack here does better than a blind guess" in sentences(report(QUIET))["loud noise"]
+    assert "unclear" in sentences(report(UNCLEAR))["some noise"]
+    assert "no proof" in closing_line(report(row(), QUIET))
+
+
+def test_the_closing_line_counts_leaks() -> None:
+    assert closing_line(report(row(), row(defense="b"))).startswith("All 2 defences leak labels")
+    assert closing_line(report(row())).startswith("The one defence leaks labels")
+    assert closing_line(report(row(), QUIET, UNCLEAR)).startswith("1 of 3 defences leak")
+    assert closing_line(report()) == "No row was finished."
