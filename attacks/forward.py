@@ -1,0 +1,97 @@
+"""One forward pass of the attacker's copy of the model: confidences, and what the head is fed."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gradguard.attacks.head import head_module
+from gradguard.attacks.messages import finite
+from gradguard.attacks.rounding import Floats
+from gradguard.attacks.threat import NotApplicableError
+
+CHUNK = 512
+
+
+@dataclass(frozen=True, eq=False)
+class HeadPass:
+    """What a forward pass says about the gradient of the output layer.
+
+    Args:
+        probabilities: Softmax outputs, shape ``(examples, classes)``.
+        feature_sums: Sum of each example's features at the head's input, shape ``(examples,)``.
+    """
+
+    probabilities: Floats
+    feature_sums: Floats
+
+
+def attacker_copy(model: nn.Module) -> nn.Module:
+    """A copy to run in training mode, where clients compute their gradients.
+
+    The original is not touched: in training mode a forward pass alone moves BatchNorm's averages.
+    """
+    return copy.deepcopy(model).train()
+
+
+def head_pass(
+    model: nn.Module, inputs: Tensor, *, num_classes: int, head: str | None = None, seed: int = 0
+) -> HeadPass:
+    """Forward ``inputs`` through a copy of ``model``, reading the output layer's input.
+
+    Args:
+        inputs: Shape ``(examples, ...)``, at least one.
+        seed: Of a model's own randomness, such as dropout; torch's global state is kept.
+
+    Raises:
+        NotApplicableError: The head sees more than one row per example, or the model's output is
+            not that of its head.
+    """
+    if len(inputs) == 0:
+        raise ValueError("expected at least one input to forward, got none")
+    attacker = attacker_copy(model)
+    layer = head_module(attacker, num_classes, head)
+    seen: list[Tensor] = []
+
+    def read(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        seen.append(arguments[0].detach())
+
+    device = layer.weight.device
+    probabilities, sums = [], []
+    handle = layer.register_forward_pre_hook(read)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed % 2**63)
+        for chunk in torch.split(inputs, CHUNK):
+            seen.clear()
+            logits = attacker(chunk.to(device))
+            _check(logits, seen, len(chunk), num_classes)
+            # In double precision: 1 - p of a confident model is lost in single.
+            probabilities.append(logits.double().softmax(dim=1))
+            sums.append(seen[0].double().sum(dim=1))
+    handle.remove()
+    return HeadPass(finite(torch.cat(probabilities)), finite(torch.cat(sums)))
+
+
+def _check(logits: Tensor, seen: list[Tensor], examples: int, num_classes: int) -> None:
+    if len(seen) != 1 or seen[0].ndim != 2 or logits.shape != (examples, num_classes):
+        shapes = [tuple(s.shape) for s in seen]
+        raise NotApplicableError(
+            f"expected one row of features and {num_classes} logits per example; for {examples} "
+            f"examples the head saw {shapes} and the model returned {tuple(logits.shape)}"
+        )
+
+
+def labels_array(labels: Tensor, num_classes: int) -> np.ndarray:
+    """Auxiliary labels as an int64 array, checked to lie in ``[0, num_classes)``."""
+    found: np.ndarray = labels.detach().cpu().to(torch.int64).numpy()
+    if found.size and not (found.min() >= 0 and found.max() < num_classes):
+        raise ValueError(
+            f"auxiliary labels must lie in 0..{num_classes - 1}, "
+            f"got {int(found.min())}..{int(found.max())}"
+        )
+    return found

@@ -1,0 +1,80 @@
+"""Reading the output layer out of a set of messages, and refusing what cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradguard.attacks.head import find_head
+from gradguard.attacks.rounding import Floats, Ints
+from gradguard.attacks.threat import NotApplicableError, Observation
+
+
+def batch_sizes(observations: Sequence[Observation]) -> Ints:
+    """Examples behind each message, shape ``(observations,)``.
+
+    Raises:
+        ValueError: There is no observation, they differ in classes, or a batch is empty.
+        NotApplicableError: A message is the sum of several local steps.
+    """
+    if not observations:
+        raise ValueError("expected at least one observation, got none")
+    classes = {o.num_classes for o in observations}
+    if len(classes) > 1:
+        raise ValueError(f"observations must agree on num_classes, got {sorted(classes)}")
+    sizes = np.array([o.batch_size for o in observations], dtype=np.int64)
+    if not (sizes >= 1).all():
+        raise ValueError(f"batch_size must be at least 1, got {int(sizes.min())}")
+    if any(o.local_steps != 1 for o in observations):
+        # Read as a gradient, an update after ten steps scores below a blind guess.
+        raise NotApplicableError("this attack reads single-step gradients, not local_steps > 1")
+    return sizes
+
+
+def row_sums(observations: Sequence[Observation], head: str | None = None) -> Floats:
+    """Sum of each class row of the head's weight gradient, shape ``(observations, classes)``."""
+    rows = [weight.sum(dim=1, dtype=torch.float64) for weight in head_weights(observations, head)]
+    return finite(torch.stack(rows))
+
+
+def head_biases(observations: Sequence[Observation], head: str | None = None) -> Floats:
+    """The head's bias gradient, shape ``(observations, classes)``.
+
+    Raises:
+        NotApplicableError: The output layer has no bias.
+    """
+    biases = []
+    for o in observations:
+        found = find_head(o.update, o.num_classes, head)
+        if found.bias is None:
+            raise NotApplicableError(f"the output layer {found.layer!r} has no bias to read")
+        biases.append(o.update[found.bias].detach().double())
+    return finite(torch.stack(biases))
+
+
+def head_weights(observations: Sequence[Observation], head: str | None = None) -> Iterator[Tensor]:
+    """The head's weight gradients ``(classes, features)``, one at a time.
+
+    A generator, since stacked they may not fit into memory.
+    """
+    for o in observations:
+        yield o.update[find_head(o.update, o.num_classes, head).weight].detach()
+
+
+def finite(values: Tensor) -> Floats:
+    """As a float64 array; a message with NaN or infinity is refused."""
+    array: Floats = values.cpu().numpy()
+    if not np.isfinite(array).all():
+        raise ValueError(
+            "expected finite gradients, got NaN or infinity in the output layer; "
+            "the client diverged, so there is no leakage to measure"
+        )
+    return array
+
+
+def as_counts(counts: Ints) -> Tensor:
+    """The answer of an attack: an int64 tensor of its own memory."""
+    return torch.from_numpy(np.ascontiguousarray(counts, dtype=np.int64).copy())
