@@ -95,12 +95,15 @@ def purity(transform: GradTransform, params: NamedParameters) -> None:
     """Same in, same out; arguments are not changed, and neither is torch's global generator."""
     grads, state = _gradients(params), transform.init(params)
     before = copy.deepcopy((grads, state))
-    world = torch.get_rng_state()
-    first, second = transform.update(grads, state), transform.update(grads, state)
+    with torch.random.fork_rng(devices=[]):
+        torch.seed()  # elsewhere than where a transform that seeds it may already have put it
+        world = torch.get_rng_state()
+        transform.init(params)
+        first, second = transform.update(grads, state), transform.update(grads, state)
+        still = _same(torch.get_rng_state(), world)
     _require(_same(first, second), transform, "purity", "two calls differ")
     _require(_same((grads, state), before), transform, "purity", "an argument was modified")
-    transform.init(params)
-    _require(_same(torch.get_rng_state(), world), transform, "purity", "the global RNG moved")
+    _require(still, transform, "purity", "torch's global generator moved")
 
 
 def state_is_plain(transform: GradTransform, params: NamedParameters) -> None:
@@ -178,8 +181,12 @@ def randomness_is_fresh(transform: GradTransform, params: NamedParameters) -> No
 def values_back_from_text(transform: GradTransform, params: NamedParameters) -> None:
     """repr evaluates to an equal transform; so do pickle, deepcopy and the plain form."""
     names = {**vars(gradguard), type(transform).__name__: type(transform), "inf": float("inf")}
-    copies: list[Any] = [eval(repr(transform), names), copy.deepcopy(transform)]
-    copies.append(pickle.loads(pickle.dumps(transform)))
+    try:
+        copies: list[Any] = [eval(repr(transform), names), copy.deepcopy(transform)]
+        copies.append(pickle.loads(pickle.dumps(transform)))
+    except Exception as error:  # whatever a repr or pickle may raise breaks the law
+        _require(False, transform, "values_back_from_text", repr(error))
+        return
     if type(transform).__name__ in TRANSFORMS:
         copies.append(transform_from_plain(transform_to_plain(transform)))
     for other in copies:

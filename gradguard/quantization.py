@@ -66,9 +66,9 @@ def _rounded(grad: Tensor, bits: int, rng: torch.Generator) -> Tensor:
     if bits == 1:
         return torch.where(draw * 2 < 1 + share, largest, -largest)
     steps = 2 ** (bits - 1) - 1
-    level = torch.floor(share * steps + draw)
-    # draw < 1, but share * steps + draw may round up to the next integer: past the top level.
-    level = level.clamp(-steps, steps)
+    below = torch.floor(share * steps)
+    # Not floor(share * steps + draw): that sum rounds, at times up to an integer past the top.
+    level = below + (draw < share * steps - below)
     # Not level * (largest / steps): that quotient underflows, and its product exceeds largest.
     value: Tensor = level / steps * largest
     return value

@@ -1,0 +1,153 @@
+"""check_transform finds transforms that break a law: each of these was written by somebody."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from gradguard import AddGaussian, Grads, Identity, NonFiniteGradientError, State
+from gradguard.elementwise import map_present
+from gradguard.randomness import generator, seeded_rng
+from gradguard.strategies import transforms
+from gradguard.testing import LawBrokenError, check_transform
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A user's own transform, in order."""
+
+    factor: float
+
+    def init(self, params: Sequence[Tensor]) -> State:
+        return {"steps": torch.zeros(())}
+
+    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        return map_present(lambda g: g * self.factor, grads), {"steps": state["steps"] + 1}
+
+
+class DropsLast(Sound):
+    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        return [*super().update(grads, state)[0][:-1], None], state
+
+
+class AlwaysFloat32(Sound):
+    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        return map_present(lambda g: g, [None if g is None else g.float() for g in grads]), state
+
+
+class Flattens(Sound):
+    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        return [None if g is None else g.contiguous() for g in grads], state
+
+
+class WritesInPlace(Sound):
+    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        return [None if g is None else g.mul_(0.5) for g in grads], state
+
+
+class UsesGlobalRandomness(Sound):
+    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        return map_present(lambda g: g + torch.rand_like(g), grads), state
+
+
+class SeedsGlobalRandomness(Sound):
+    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        torch.manual_seed(0)
+        return super().update(grads, state)
+
+
+class ShortList(Sound):
+    def init(self, params: Sequence[Tensor]) -> State:
+        return {"steps": torch.zeros(()), "memory": [torch.zeros(1)]}
+
+
+class GrowingState(Sound):
+    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        return super().update(grads, state)[0], {**state, "seen": 1}
+
+
+class DividesByZero(Sound):
+    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        return [None if g is None else g / g.abs().amax() for g in grads], state
+
+
+class HidesNaN(Sound):
+    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        return [None if g is None else g.nan_to_num() for g in grads], state
+
+
+class DefaultSeed(AddGaussian):
+    def init(self, params: Sequence[Tensor]) -> State:
+        return {"rng": seeded_rng(0)}
+
+
+class SameNoiseEveryStep(AddGaussian):
+    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        generator(state["rng"])
+        return super().update(grads, state)[0], state
+
+
+class Forgetful(Sound):
+    def __repr__(self) -> str:
+        return "Forgetful(factor=1.0)"
+
+
+class Unreadable(Sound):
+    def __repr__(self) -> str:
+        return "<unreadable>"
+
+
+class Mutable(Sound):
+    memory: ClassVar[list[float]] = []
+
+    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        self.memory.append(1.0)
+        return map_present(lambda g: g * len(self.memory), grads), state
+
+
+BROKEN = [
+    (DropsLast(0.5), "presence"),
+    (AlwaysFloat32(0.5), "shape_dtype_device_layout"),
+    (Flattens(0.5), "shape_dtype_device_layout"),
+    (WritesInPlace(0.5), "purity"),
+    (UsesGlobalRandomness(0.5), "purity"),
+    (SeedsGlobalRandomness(0.5), "purity"),
+    (Mutable(0.5), "purity"),
+    (ShortList(0.5), "state_is_plain"),
+    (GrowingState(0.5), "state_structure_is_stable"),
+    (DividesByZero(0.5), "finite_in_finite_out"),
+    (HidesNaN(0.5), "non_finite_is_refused"),
+    (DefaultSeed(0.5), "randomness_is_fresh"),
+    (SameNoiseEveryStep(0.5), "randomness_is_fresh"),
+    (Forgetful(0.5), "values_back_from_text"),
+    (Unreadable(0.5), "values_back_from_text"),
+]
+
+
+def test_a_sound_transform_of_a_user_passes() -> None:
+    check_transform(Sound(0.5))
+
+
+@pytest.mark.parametrize(("transform", "law"), BROKEN, ids=lambda v: type(v).__name__)
+def test_a_broken_law_is_found_and_named(transform: Sound | AddGaussian, law: str) -> None:
+    named = {"w": torch.randn(3, 4).t(), "b": torch.zeros(4), "h": torch.ones(2).half()}
+    with pytest.raises(LawBrokenError, match=f"^{law} does not hold for"):
+        check_transform(transform, named=named)
+
+
+def test_strategies_without_hypothesis_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "hypothesis.strategies", None)
+    with pytest.raises(ImportError, match=r"pip install 'gradguard\[test\]'"):
+        transforms()
+
+
+def test_identity_may_pass_nan_and_others_may_not() -> None:
+    check_transform(Identity())
+    with pytest.raises(NonFiniteGradientError):
+        Sound(1.0).update([torch.tensor([float("nan")])], Sound(1.0).init([]))
