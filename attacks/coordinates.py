@@ -1,0 +1,77 @@
+"""Which coordinates of a message an attack looks at, when it cannot look at all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Coordinates:
+    """A bounded choice of coordinates, read from a message as one flat vector.
+
+    Args:
+        chosen: For each tensor in model order, the flat indices to read; ``None`` reads it whole.
+    """
+
+    chosen: Mapping[str, Tensor | None]
+
+    def read(self, message: Mapping[str, Tensor]) -> np.ndarray:
+        """The chosen coordinates, float32 of shape ``(coordinates,)``."""
+        parts = []
+        for name, index in self.chosen.items():
+            flat = message[name].detach().reshape(-1)
+            parts.append((flat if index is None else flat[index]).float())
+        joined: np.ndarray = torch.cat(parts).cpu().numpy() if parts else np.zeros(0, np.float32)
+        return joined
+
+
+def choose_coordinates(
+    pilots: Sequence[Mapping[str, Tensor]],
+    names: Sequence[str],
+    limit: int,
+    rng: np.random.Generator,
+) -> Coordinates:
+    """At most ``limit`` coordinates of the tensors ``names``: all of them where they fit.
+
+    Args:
+        pilots: A few defended messages, at least one; see :func:`spread` for what they decide.
+        names: Tensors to choose from, in model order.
+        limit: The most coordinates to keep, at least 2.
+    """
+    sizes = {name: pilots[0][name].numel() for name in names}
+    if sum(sizes.values()) <= limit:
+        return Coordinates(dict.fromkeys(names))
+    energy = torch.cat(
+        [
+            torch.stack([pilot[name].detach().reshape(-1).float() ** 2 for pilot in pilots]).sum(0)
+            for name in names
+        ]
+    )
+    kept = spread(energy.cpu().numpy(), limit, rng)
+    starts = np.cumsum([0, *sizes.values()])
+    return Coordinates(
+        {
+            name: torch.from_numpy(kept[(kept >= low) & (kept < high)] - low)
+            for name, low, high in zip(names, starts, starts[1:], strict=False)
+        }
+    )
+
+
+def spread(energy: np.ndarray, limit: int, rng: np.random.Generator) -> np.ndarray:
+    """``limit`` sorted positions: half with the most energy, half at random from the rest.
+
+    Energy follows what survives a sparsifier, which a random draw would almost always miss; the
+    random half keeps the small magnitudes, which carry the signal of a trained model. A random
+    projection was the alternative: it mixes dropped coordinates into every output, so that the
+    surviving mask is lost.
+    """
+    top = np.argpartition(-energy, limit // 2)[: limit // 2]
+    # Enough draws that those which are not already on top fill the other half.
+    others = rng.choice(len(energy), size=min(limit, len(energy)), replace=False)
+    others = others[~np.isin(others, top)][: limit - len(top)]
+    return np.sort(np.concatenate([top, others]))

@@ -1,0 +1,121 @@
+"""What a learned attack keeps of each message: bounded in size, whatever the model's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradguard.attacks.class_summary import summarise
+from gradguard.attacks.coordinates import Coordinates, choose_coordinates, spread
+from gradguard.attacks.head import Head, find_head
+
+BLOCK_BYTES = 32 * 2**20  # head gradients summarised at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Readings:
+    """Messages as arrays.
+
+    Args:
+        weight: Head weight gradients, float32 ``(messages, classes, columns)``.
+        bias: Head bias gradients, float32 ``(messages, classes)``; zeros without a bias.
+        body: Coordinates of all other layers, float32 ``(messages, coordinates)``.
+        summary: Per-class numbers of the whole head, ``(messages, classes, numbers)``.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    body: np.ndarray
+    summary: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.weight)
+
+    @property
+    def head(self) -> np.ndarray:
+        """Weight and bias of the head as one matrix, ``(messages, coordinates)``."""
+        return np.concatenate([self.weight.reshape(len(self), -1), self.bias], axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """Reads messages of one model: which columns of the head, which coordinates of the body.
+
+    Memory: at most ``2 * limit`` float32 per message, and the per-class summary. The summary is
+    taken from the whole head before columns are dropped.
+    """
+
+    head: Head
+    columns: Tensor | None
+    body: Coordinates
+
+    @classmethod
+    def fit(
+        cls,
+        pilots: Sequence[Mapping[str, Tensor]],
+        num_classes: int,
+        limit: int,
+        rng: np.random.Generator,
+        head_name: str | None = None,
+    ) -> Reader:
+        """Choose what to read from a few pilot messages.
+
+        Columns of the head are dropped whole, so that classes stay comparable column by column.
+        """
+        head = find_head(pilots[0], num_classes, head_name)
+        others = [name for name in pilots[0] if name not in (head.weight, head.bias)]
+        body = choose_coordinates(pilots, others, limit, rng)
+        width, most = pilots[0][head.weight].shape[1], max(2, limit // num_classes)
+        if width <= most:
+            return cls(head, None, body)
+        energy = torch.stack([pilot[head.weight].float() ** 2 for pilot in pilots]).sum((0, 1))
+        return cls(head, torch.from_numpy(spread(energy.cpu().numpy(), most, rng)), body)
+
+    def read(self, messages: Iterable[Mapping[str, Tensor]]) -> Readings:
+        """Read messages one by one; only a block of whole heads is in memory at a time."""
+        blocks: list[Readings] = []
+        weights: list[np.ndarray] = []
+        biases: list[np.ndarray] = []
+        bodies: list[np.ndarray] = []
+        for message in messages:
+            weight = message[self.head.weight].detach().float().cpu().numpy()
+            bias = None if self.head.bias is None else message[self.head.bias]
+            weights.append(weight)
+            biases.append(
+                np.zeros(len(weight), np.float32)
+                if bias is None
+                else bias.detach().float().cpu().numpy()
+            )
+            bodies.append(self.body.read(message))
+            if len(weights) * weight.nbytes >= BLOCK_BYTES:
+                blocks.append(self._block(weights, biases, bodies))
+                weights, biases, bodies = [], [], []
+        if weights:
+            blocks.append(self._block(weights, biases, bodies))
+        return _joined(blocks)
+
+    def _block(
+        self, weights: list[np.ndarray], biases: list[np.ndarray], bodies: list[np.ndarray]
+    ) -> Readings:
+        weight, bias = np.stack(weights), np.stack(biases)
+        summary = summarise(weight, bias)
+        if self.columns is not None:
+            weight = weight[:, :, self.columns.numpy()]
+        return Readings(weight, bias, np.stack(bodies), summary)
+
+
+def _joined(blocks: list[Readings]) -> Readings:
+    if len(blocks) == 1:
+        return blocks[0]
+    if not blocks:
+        raise ValueError("expected at least one message, got none")
+    return Readings(
+        np.concatenate([block.weight for block in blocks]),
+        np.concatenate([block.bias for block in blocks]),
+        np.concatenate([block.body for block in blocks]),
+        np.concatenate([block.summary for block in blocks]),
+    )
