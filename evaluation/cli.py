@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
+from gradguard.evaluation.command import INTERRUPTED, run_evaluate
 from gradguard.evaluation.errors import UnusableInputError, one_line
 
 UNUSABLE = 2
-INTERRUPTED = 130
 
 app = typer.Typer(
     add_completion=False,
@@ -53,10 +53,15 @@ def evaluate(
     seed: Annotated[int | None, typer.Option(help="Decides every draw of the study.")] = None,
 ) -> None:
     """Attack every defence of a study; report what leaks and what hiding it costs."""
-    # Imported here: torch takes seconds to load, and --help should not wait for it.
-    from gradguard.evaluation.command import run_evaluate
-
-    raise typer.Exit(run_evaluate(study, data=data, model=model, out=out, seed=seed))
+    try:
+        code = run_evaluate(study, data=data, model=model, out=out, seed=seed)
+    except KeyboardInterrupt:
+        # Caught here: typer would turn it into an exit without a word.
+        typer.echo(
+            "gradguard: interrupted before a row was finished; nothing was written", err=True
+        )
+        code = INTERRUPTED
+    raise typer.Exit(code)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -66,8 +71,6 @@ def main(arguments: list[str] | None = None) -> None:
         code = command.main(arguments, prog_name="gradguard", standalone_mode=False)
     except UnusableInputError as error:
         _fail(one_line(error), UNUSABLE)
-    except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted before a row was finished; nothing was written", INTERRUPTED)
     except Exception as error:
         # Usage errors are typer's own type; the rest is a defect and keeps its traceback.
         if not hasattr(error, "format_message"):

@@ -17,6 +17,9 @@ from gradguard.evaluation.report import Report
 from gradguard.evaluation.study import Study, default_table, read_toml
 from gradguard.evaluation.table import make_console, print_report
 
+INTERRUPTED = 130
+"""The exit code after Ctrl-C, as shells have it."""
+
 
 def run_evaluate(
     path: Path | None, *, data: Path | None, model: str | None, out: Path, seed: int | None
@@ -36,7 +39,7 @@ def run_evaluate(
         if not interrupt.report.rows:
             raise
         _deliver(interrupt.report, out)
-        return 130
+        return INTERRUPTED
     _deliver(report, out)
     return 0
 

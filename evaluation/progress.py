@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
 
@@ -28,7 +27,6 @@ class Progress(Protocol):
         ...
 
 
-@dataclass(frozen=True)
 class Silent:
     """Shows nothing: the default of :func:`gradguard.evaluation.evaluate`."""
 

@@ -122,7 +122,7 @@ class AttackSpec:
         _whole("attack.trials", self.trials, 2)
         _whole("attack.calibration", self.calibration, 1)
         if self.simulated is not None:
-            _whole("attack.simulated", self.simulated, 20)
+            _whole("attack.simulated", self.simulated, 40)
         if self.attackers != "all":
             _several("attack.attackers", self.attackers)
 

@@ -69,8 +69,12 @@ def _table(rows: Sequence[Row]) -> Table:
         pad_edge=False,
     )
     table.add_column("defence", no_wrap=True, overflow="ellipsis", max_width=28)
-    for name in ("accuracy %", "labels read %", "blind %", "advantage %"):
-        table.add_column(name, justify="right", no_wrap=True)
+    # Minimum widths: where the terminal is narrow, rich is to cut names and never numbers.
+    for name, width in (
+        *(("accuracy\n%", 11), ("labels\nread %", 12)),
+        *(("blind\n%", 5), ("advan-\ntage %", 6)),
+    ):
+        table.add_column(name, justify="right", no_wrap=True, min_width=width)
     table.add_column("read best by", no_wrap=True, overflow="ellipsis")
     for row in rows:
         style = "red" if leaks(row) else "green"

@@ -36,7 +36,7 @@ def study_with(**sections: Any) -> dict[str, Any]:
     table = dict(STUDY)
     for name, values in sections.items():
         old = table.get(name)
-        table[name] = old | values if isinstance(old, dict) else values
+        table[name] = old | values if isinstance(old, dict) and values else values
     return table
 
 
