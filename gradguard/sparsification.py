@@ -35,7 +35,8 @@ class KeepTopK:
 
     - exactly ``k`` coordinates are kept, unchanged; all others are zero;
     - no dropped coordinate is larger in magnitude than a kept one;
-    - among equals the lowest index is kept, in row-major order whatever the memory layout.
+    - among equals the lowest index is kept, in row-major order whatever the memory layout;
+    - a dropped coordinate is ``+0.0``: not even its sign is sent.
 
     It saves bytes. It does not hide labels: which coordinates survive, and their signs, still
     tell an attacker who knows the model what the batch held.
@@ -70,7 +71,7 @@ class KeepTopK:
 
         def kept(grad: Tensor) -> Tensor:
             flat = grad.reshape(-1)
-            return (flat * largest(flat, ratio=self.ratio)).view(grad.shape)
+            return _masked(flat, largest(flat, ratio=self.ratio)).view(grad.shape)
 
         return map_present(kept, grads), state
 
@@ -85,7 +86,8 @@ class KeepRandomK:
     Guarantees, for ``n`` coordinates and ``k = max(1, round(ratio * n))``:
 
     - exactly ``k`` coordinates are drawn, without replacement, and multiplied by ``n / k``;
-    - the expected output is the gradient.
+    - the expected output is the gradient;
+    - a dropped coordinate is ``+0.0``: not even its sign is sent.
 
     The mask is fresh in every step and drawn by the client alone. It does not hide labels.
 
@@ -141,6 +143,12 @@ def largest(flat: Tensor, *, ratio: float) -> Tensor:
     return mask
 
 
+def _masked(flat: Tensor, factors: Tensor) -> Tensor:
+    # Adding zero turns -0.0 into 0.0: a negative value times zero is -0.0, and the sign bit of
+    # every dropped coordinate would go out with the message.
+    return (flat * factors).add_(0.0)
+
+
 def _masked_together(grads: Grads, factors: Callable[[Tensor], Tensor]) -> Grads:
     """Multiply all gradients, laid end to end, by one vector of factors."""
     check_finite(grads)
@@ -150,7 +158,7 @@ def _masked_together(grads: Grads, factors: Callable[[Tensor], Tensor]) -> Grads
     device = present[0].device  # a model spread over several devices ranks on its first
     wide = max((widen(g).dtype for g in present), key=lambda dtype: dtype.itemsize)
     flat = torch.cat([g.reshape(-1).to(device=device, dtype=wide) for g in present])
-    pieces = iter(torch.split(flat * factors(flat), [g.numel() for g in present]))
+    pieces = iter(torch.split(_masked(flat, factors(flat)), [g.numel() for g in present]))
     return [
         None if g is None else restore(next(pieces).view(g.shape).to(g.device), g, index=i)
         for i, g in enumerate(grads)

@@ -157,6 +157,22 @@ def test_deterministic_per_tensor_transforms_do_not_see_parameter_order(
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize(
+    "transform",
+    [KeepTopK(0.3), KeepTopK(0.3, scope="tensor"), KeepRandomK(0.3), Quantize(2), Quantize(5),
+     Ternary(), Sign(), Withhold("*"), ErrorFeedback(KeepTopK(0.3)), Only("*", KeepTopK(0.3))],
+    ids=repr,
+)  # fmt: skip
+def test_a_zero_that_is_sent_carries_no_sign(transform: GradTransform) -> None:
+    """-0.0 equals 0.0 and yet tells the server the sign of a coordinate that was dropped."""
+    rng = torch.Generator().manual_seed(5)
+    params = gradguard.NamedParameters({"w": torch.randn(40, 5, generator=rng) - 1})
+    for dtype in (torch.float32, torch.float16):
+        (out,), _ = transform.update([params[0].to(dtype)], transform.init(params))
+        assert out is not None
+        assert not bool(torch.signbit(out[out == 0]).any())
+
+
 def test_no_two_transforms_share_a_seed_even_in_one_chain() -> None:
     noise = chain(AddGaussian(1.0), AddGaussian(1.0))
     state = reseeded(noise.init([]), 0)

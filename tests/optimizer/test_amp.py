@@ -46,7 +46,7 @@ def test_transforms_see_gradients_at_true_scale(name: str, unscale: bool) -> Non
 
 
 @pytest.mark.parametrize("unscale", [False, True])
-@pytest.mark.parametrize("name", ["sgd", "foreach"])
+@pytest.mark.parametrize("name", MAKE)
 def test_identity_guard_under_a_scaler_is_bitwise_the_bare_optimizer(
     name: str, unscale: bool
 ) -> None:
