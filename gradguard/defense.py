@@ -119,18 +119,22 @@ class Defense:
         return cls(name=name, transform=transform)  # type: ignore[arg-type]
 
     def to_toml(self) -> str:
+        """As the text of one ``[[defense]]`` table, without its header."""
         return tomli_w.dumps(self.to_dict())
 
     @classmethod
     def from_toml(cls, text: str) -> Defense:
+        """The inverse of :meth:`to_toml`; raises as :meth:`from_dict` does."""
         return cls.from_dict(_parsed(tomllib.loads, text, "TOML"))
 
     def to_json(self) -> str:
+        """As strict JSON; infinity is written as the string ``"inf"``."""
         # JSON has no infinity, and a bare Infinity is refused by most readers: a string instead.
         return json.dumps(_infinities(self.to_dict(), math.inf, "inf"), allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Defense:
+        """The inverse of :meth:`to_json`; raises as :meth:`from_dict` does."""
         return cls.from_dict(_infinities(_parsed(json.loads, text, "JSON"), "inf", math.inf))
 
 

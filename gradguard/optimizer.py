@@ -212,6 +212,7 @@ class GuardedOptimizer(Optimizer):
         self._seen = [(weakref.ref(g), g._version) for g in grads if g is not None]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients, as the inner optimizer does."""
         self.inner.zero_grad(set_to_none)
 
     def reset(self, seed: int | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from gradguard.finite import check_finite
 from gradguard.randomness import fresh_rng, generator
 
 Scope = Literal["tensor", "global"]
+_SAMPLED_FROM = 2**18  # below, one selection over everything is as quick
 
 
 def kept_of(ratio: float, size: int) -> int:
@@ -130,17 +131,30 @@ def largest(flat: Tensor, *, ratio: float) -> Tensor:
     tensor([ True,  True,  True, False])
     """
     count = kept_of(ratio, len(flat))
-    magnitude = flat.detach().abs()
-    if flat.device.type == "cpu":
-        # numpy selects with SIMD: several times faster than torch.topk, and no index array.
-        at = len(flat) - count
-        threshold = torch.from_numpy(np.partition(magnitude.numpy(), at)[at : at + 1])
-    else:
-        threshold = torch.topk(magnitude, count, sorted=True).values[-1:]
+    # On the CPU whatever the device: numpy selects with SIMD, several times faster than
+    # torch.topk, which also allocates a value and an index for every coordinate.
+    magnitude = flat.detach().abs().cpu().numpy()
+    threshold = _kth_largest(magnitude, count)
     mask = magnitude > threshold
-    missing = count - int(mask.sum())
-    mask[(magnitude == threshold).nonzero().view(-1)[:missing]] = True
-    return mask
+    missing = count - np.count_nonzero(mask)
+    mask[np.flatnonzero(magnitude == threshold)[:missing]] = True
+    return torch.from_numpy(mask).to(flat.device)
+
+
+def _kth_largest(values: np.ndarray, count: int) -> np.floating[Any]:
+    if len(values) > _SAMPLED_FROM:
+        # A sample gives a bound that is almost surely below the answer; only what exceeds it is
+        # searched. A misleading sample costs time and never correctness.
+        sample = values[:: (len(values) // 65_536) | 1]
+        expected = count * len(sample) / len(values)
+        rank = int(expected + 4 * expected**0.5 + 5)
+        if rank < len(sample):
+            bound = np.partition(sample, len(sample) - rank)[len(sample) - rank]
+            candidates = values[values >= bound]
+            values = candidates if len(candidates) >= count else values
+    at = len(values) - count
+    found: np.floating[Any] = np.partition(values, at)[at]
+    return found
 
 
 def _masked(flat: Tensor, factors: Tensor) -> Tensor:

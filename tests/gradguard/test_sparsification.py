@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gradguard import Grads, KeepRandomK, KeepTopK
-from gradguard.sparsification import Scope, kept_of
+from gradguard.sparsification import Scope, kept_of, largest
 from gradguard.testing import LawBrokenError, check_unbiased, grads
 from tests import reference
 
@@ -53,6 +53,24 @@ def test_negative_values_count_by_magnitude() -> None:
     (out,), _ = KeepTopK(0.25).update([-torch.arange(1.0, 9.0)], {})
     assert out is not None
     assert out.tolist() == [0.0] * 6 + [-7.0, -8.0]
+
+
+@pytest.mark.parametrize("ratio", [0.001, 0.1, 0.9, 1.0])
+@pytest.mark.parametrize("kind", ["normal", "tied", "zero", "periodic"])
+def test_selection_from_a_sample_is_exact_on_long_gradients(kind: str, ratio: float) -> None:
+    """The sample may mislead (a period of its stride hides every large value): never the answer."""
+    n = 2**18 + 12_345
+    values = torch.randn(n, generator=torch.Generator().manual_seed(1))
+    if kind == "tied":
+        values = values.round()
+    elif kind == "zero":
+        values = torch.zeros(n)
+    elif kind == "periodic":
+        values[:: (n // 65_536) | 1] = 100.0
+    order = torch.sort(values.abs(), descending=True, stable=True).indices
+    expected = torch.zeros(n, dtype=torch.bool)
+    expected[order[: kept_of(ratio, n)]] = True
+    assert torch.equal(largest(values, ratio=ratio), expected)
 
 
 def test_a_zero_gradient_stays_zero() -> None:
