@@ -8,8 +8,7 @@ unknown attributes: ``_step_supports_amp_scaling`` would bring the scaled gradie
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,8 +18,9 @@ from torch.optim import Optimizer
 from gradguard.checkpoint import check_structure, cloned, extended, moved
 from gradguard.core import Grads, GradTransform, State
 from gradguard.finite import NonFiniteGradientError
+from gradguard.freshness import Fingerprint, fingerprint, unchanged
 from gradguard.randomness import reseeded
-from gradguard.routing import NamedParameters
+from gradguard.routing import NamedParameters, named_parameters
 
 _KEY = "gradguard"
 _STALE = (
@@ -96,7 +96,7 @@ class GuardedOptimizer(Optimizer):
     def _begin(self) -> None:
         # Creates torch's hook tables without registering the parameters a second time.
         super().__setstate__({})
-        self._seen: list[tuple[weakref.ref[Tensor], int]] = []
+        self._seen: Fingerprint = []
         self._released = False
 
     # Views, never copies: schedulers and GradScaler change these in place.
@@ -198,18 +198,10 @@ class GuardedOptimizer(Optimizer):
                 )
 
     def _is_stale(self) -> bool:
-        """Whether every gradient is the very tensor, unchanged, that was last transformed."""
-        # The version counter sees every in-place write, backward's accumulation among them. The
-        # reference is weak: a strong one would keep the gradients alive after zero_grad().
-        present = [p.grad for p in self._params() if p.grad is not None]
-        if not present or len(present) != len(self._seen):
-            return False
-        pairs = zip(present, self._seen, strict=True)
-        return all(ref() is grad and version == grad._version for grad, (ref, version) in pairs)
+        return unchanged(self._params(), self._seen)
 
     def _remember(self) -> None:
-        grads = (p.grad for p in self._params())
-        self._seen = [(weakref.ref(g), g._version) for g in grads if g is not None]
+        self._seen = fingerprint(self._params())
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, as the inner optimizer does."""
@@ -260,19 +252,7 @@ class GuardedOptimizer(Optimizer):
         return [p for group in self.inner.param_groups for p in group["params"]]
 
     def _named(self) -> list[Tensor] | NamedParameters:
-        params = self._params()
-        if self._known:
-            by_id = {id(p): name for name, p in self._known}
-            if unknown := [i for i, p in enumerate(params) if id(p) not in by_id]:
-                raise ValueError(
-                    f"parameters {unknown} of the optimizer are not in the model given to guard(); "
-                    "guard the optimizer with the model that holds them all"
-                )
-            return NamedParameters((by_id[id(p)], p) for p in params)
-        names = list(_own_names(self.inner.param_groups))
-        if len(names) != len(params):
-            return params
-        return NamedParameters(zip(names, params, strict=True))
+        return named_parameters(self.inner.param_groups, known=self._known)
 
     def __getstate__(self) -> dict[str, Any]:
         kept = ("inner", "transform", "guard_state", "_known", "_count")
@@ -284,8 +264,3 @@ class GuardedOptimizer(Optimizer):
 
     def __repr__(self) -> str:
         return f"GuardedOptimizer({self.inner!r}, {self.transform!r})"
-
-
-def _own_names(groups: Iterable[dict[str, Any]]) -> Iterable[str]:
-    for group in groups:
-        yield from group.get("param_names", ())

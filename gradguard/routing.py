@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -38,6 +38,32 @@ class NamedParameters(Sequence[Tensor]):
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+
+def named_parameters(
+    groups: Sequence[dict[str, Any]], *, known: Sequence[tuple[str, Tensor]]
+) -> list[Tensor] | NamedParameters:
+    """The parameters of an optimizer's groups, with names where there are any.
+
+    Args:
+        groups: ``optimizer.param_groups``; torch keeps names there if it was given any.
+        known: Names and parameters of the model; if given, all parameters must be among them.
+
+    Raises:
+        ValueError: A parameter is not among the known ones.
+    """
+    params = [p for group in groups for p in group["params"]]
+    if known:
+        by_id = {id(p): name for name, p in known}
+        if unknown := [i for i, p in enumerate(params) if id(p) not in by_id]:
+            raise ValueError(
+                f"parameters {unknown} of the optimizer are not in the model given to guard(); "
+                "guard the optimizer with the model that holds them all"
+            )
+        return NamedParameters((by_id[id(p)], p) for p in params)
+    names = [name for group in groups for name in group.get("param_names", ())]
+    # Only some groups may have names: then none is used, rather than the wrong ones.
+    return NamedParameters(zip(names, params, strict=True)) if len(names) == len(params) else params
 
 
 def matching(pattern: str, params: Sequence[Tensor]) -> list[bool]:

@@ -7,7 +7,7 @@
 from gradguard.laws import LAWS as LAWS
 from gradguard.laws import LawBrokenError as LawBrokenError
 from gradguard.laws import check_transform as check_transform
-from gradguard.laws import check_unbiased as check_unbiased
 from gradguard.laws import example_parameters as example_parameters
 from gradguard.strategies import grads as grads
 from gradguard.strategies import transforms as transforms
+from gradguard.unbiasedness import check_unbiased as check_unbiased
