@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from gradguard.attacks import ADAPTIVE, BASELINES, PUBLISHED
@@ -15,7 +15,7 @@ BLIND = "BestConstant"
 
 
 def attack_name(attack: Attack) -> str:
-    """The attack's class, with the settings that differ from its defaults.
+    """The attack's class, with the settings that are words: what tells its variants apart.
 
     >>> from gradguard.attacks import BASELINES
     >>> [attack_name(attack) for attack in BASELINES]
@@ -25,8 +25,9 @@ def attack_name(attack: Attack) -> str:
     if is_dataclass(attack):
         for spec in fields(attack):
             value: Any = getattr(attack, spec.name)
-            if spec.repr and (spec.default is MISSING or value != spec.default):
-                settings.append(str(value))
+            # Numbers are sizes, such as how many batches to simulate; those the report has.
+            if isinstance(value, str):
+                settings.append(value)
     name = type(attack).__name__
     return f"{name}({', '.join(settings)})" if settings else name
 

@@ -51,10 +51,13 @@ def evaluate(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("gradguard-report"),
     seed: Annotated[int | None, typer.Option(help="Decides every draw of the study.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Processes to work in. Default: one per core, at most 4.")
+    ] = None,
 ) -> None:
     """Attack every defence of a study; report what leaks and what hiding it costs."""
     try:
-        code = run_evaluate(study, data=data, model=model, out=out, seed=seed)
+        code = run_evaluate(study, data=data, model=model, out=out, seed=seed, jobs=jobs)
     except KeyboardInterrupt:
         # Caught here: typer would turn it into an exit without a word.
         typer.echo(

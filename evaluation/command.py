@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,13 @@ INTERRUPTED = 130
 
 
 def run_evaluate(
-    path: Path | None, *, data: Path | None, model: str | None, out: Path, seed: int | None
+    path: Path | None,
+    *,
+    data: Path | None,
+    model: str | None,
+    out: Path,
+    seed: int | None,
+    jobs: int | None,
 ) -> int:
     """Run a study, print it, write it; the exit code.
 
@@ -34,7 +41,9 @@ def run_evaluate(
     check_writable(out)
     try:
         with Bar(make_console(stderr=True)) as bar:
-            report = evaluate(study, progress=bar, command=["gradguard", *sys.argv[1:]])
+            command = ["gradguard", *sys.argv[1:]]
+            count = _default_jobs() if jobs is None else jobs
+            report = evaluate(study, progress=bar, command=command, jobs=count)
     except InterruptedStudyError as interrupt:
         if not interrupt.report.rows:
             raise
@@ -42,6 +51,11 @@ def run_evaluate(
         return INTERRUPTED
     _deliver(report, out)
     return 0
+
+
+def _default_jobs() -> int:
+    # Each process takes half a gigabyte before it holds any data: not one per core of a server.
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, 4)
 
 
 def _deliver(report: Report, out: Path) -> None:

@@ -6,16 +6,16 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from gradguard import Defense
 from gradguard.evaluation.bench import Bench, Cell, prepare
-from gradguard.evaluation.cell import attack_cell
 from gradguard.evaluation.data import Data
+from gradguard.evaluation.errors import UnusableInputError
 from gradguard.evaluation.models import Factory
 from gradguard.evaluation.progress import Progress, Silent
 from gradguard.evaluation.provenance import provenance
 from gradguard.evaluation.report import Report, Row
-from gradguard.evaluation.rows import Cost, make_row, measure_accuracy, measure_overhead
+from gradguard.evaluation.rows import make_row
 from gradguard.evaluation.study import Study
+from gradguard.evaluation.work import working
 
 
 class InterruptedStudyError(KeyboardInterrupt):
@@ -33,6 +33,7 @@ def evaluate(
     factory: Factory | None = None,
     progress: Progress | None = None,
     command: Sequence[str] = (),
+    jobs: int = 1,
 ) -> Report:
     """Train with every defence, attack every defence, and report both.
 
@@ -55,11 +56,15 @@ def evaluate(
         factory: Instead of what ``study.model`` names.
         progress: Told what is being done; silent when not given.
         command: Recorded in the report.
+        jobs: Processes to work in. More than one gives the same report in less time; a script
+            that asks for it needs the usual ``if __name__ == "__main__":``.
 
     Raises:
         UnusableInputError: The study, its data or its model cannot be used.
         InterruptedStudyError: Ctrl-C; a ``KeyboardInterrupt`` that holds the finished rows.
     """
+    if jobs < 1:
+        raise UnusableInputError(f"jobs must be a whole number of at least 1, got {jobs!r}")
     progress = Silent() if progress is None else progress
     start, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
     bench = prepare(study, data=data, factory=factory)
@@ -71,7 +76,7 @@ def evaluate(
         return Report(study.to_dict(), tuple(rows), facts, complete)
 
     try:
-        _run(bench, rows, progress)
+        _run(bench, rows, progress, jobs)
     except KeyboardInterrupt as interrupt:
         raise InterruptedStudyError(report(complete=False)) from interrupt
     return report(complete=True)
@@ -88,42 +93,22 @@ def cells(study: Study) -> list[Cell]:
     ]
 
 
-def _run(bench: Bench, rows: list[Row], progress: Progress) -> None:
+def _run(bench: Bench, rows: list[Row], progress: Progress, jobs: int) -> None:
     """Fill ``rows`` one by one, so that an interruption keeps what is finished."""
     study = bench.study
-    repeats, conditions = study.training.seeds, cells(study)
-    attacked = len(conditions) * len(study.defenses) * repeats * len(bench.attacks)
-    trained = (len(study.defenses) + ("trained" in study.attack.stages)) * repeats
-    progress.begin(attacked + trained)
-    costs: dict[str, Cost] = {}
-    for cell in conditions:
-        if cell.stage == "trained" and cell == _first(conditions, "trained"):
-            for repeat in range(repeats):
-                progress.doing(f"training without a defence, seed {repeat + 1}")
-                bench.undefended(repeat)
-                progress.advance()
-        for defense in study.defenses:
-            if defense.name not in costs:
-                costs[defense.name] = _cost(bench, defense, progress)
-            scores = attack_cell(bench, cell, defense, progress)
-            seed = bench.seed("intervals", cell.stage, cell.composition, cell.batch_size)
-            rows.append(make_row(defense, cell, scores, costs[defense.name], seed=seed))
-
-
-def _first(conditions: Sequence[Cell], stage: str) -> Cell:
-    return next(cell for cell in conditions if cell.stage == stage)
-
-
-def _cost(bench: Bench, defense: Defense, progress: Progress) -> Cost:
-    runs = []
-    for repeat in range(bench.study.training.seeds):
-        progress.doing(f"{defense.name}: training, seed {repeat + 1}")
-        runs.append(measure_accuracy(bench, defense, repeat))
+    conditions = cells(study)
+    repeats, defenses = study.training.seeds, study.defenses
+    # A piece is one training run, or one attack fitted to one model under one defence.
+    pieces = len(defenses) * repeats * (1 + len(conditions) * len(bench.attacks))
+    undefended = repeats if "trained" in study.attack.stages else 0
+    progress.begin(pieces + undefended)
+    for repeat in range(undefended):
+        progress.doing(f"training without a defence, seed {repeat + 1}")
+        bench.undefended(repeat)
         progress.advance()
-    parameters = sum(p.numel() for p in bench.fresh_model(0).parameters())
-    return Cost(
-        accuracies=tuple(accuracy for accuracy, _ in runs),
-        diverged=any(diverged for _, diverged in runs),
-        step_overhead=measure_overhead(bench, defense),
-        dense_bytes=4 * parameters,
-    )
+    with working(bench, conditions, progress, jobs=jobs) as work:
+        for cell in conditions:
+            for defense in defenses:
+                cost, scores = work.cost(defense), work.scores(cell, defense)
+                seed = bench.seed("intervals", cell.stage, cell.composition, cell.batch_size)
+                rows.append(make_row(defense, cell, scores, cost, seed=seed))

@@ -11,6 +11,7 @@ from gradguard.evaluation.attackers import BLIND
 from gradguard.evaluation.bench import Bench, Cell
 from gradguard.evaluation.cell import CellScores
 from gradguard.evaluation.metrics import Resampler, advantage, t_interval
+from gradguard.evaluation.progress import Progress
 from gradguard.evaluation.report import AttackScore, Row
 from gradguard.evaluation.training import step_overhead, train
 
@@ -25,26 +26,21 @@ class Cost:
     dense_bytes: int
 
 
-def measure_accuracy(bench: Bench, defense: Defense, repeat: int) -> tuple[float, bool]:
-    """Test accuracy of training with ``defense``, and whether training diverged."""
-    outcome = train(
-        bench.fresh_model(repeat),
-        bench.part(bench.parts.client),
-        bench.part(bench.parts.test),
-        spec=bench.study.training,
-        seed=bench.seed("training", repeat),
-        defense=defense,
-    )
-    return outcome.accuracy, outcome.diverged
-
-
-def measure_overhead(bench: Bench, defense: Defense) -> float:
-    """Time of a defended training step over that of a bare one."""
-    return step_overhead(
-        bench.builder(0),
-        bench.part(bench.parts.client),
-        spec=bench.study.training,
-        defense=defense,
+def measure_cost(bench: Bench, defense: Defense, progress: Progress) -> Cost:
+    """Train with ``defense`` once per seed, and time its steps against bare ones."""
+    images, spec = bench.part(bench.parts.client), bench.study.training
+    outcomes = []
+    for repeat in range(spec.seeds):
+        progress.doing(f"{defense.name}: training, seed {repeat + 1}")
+        model, seed = bench.fresh_model(repeat), bench.seed("training", repeat)
+        test = bench.part(bench.parts.test)
+        outcomes.append(train(model, images, test, spec=spec, seed=seed, defense=defense))
+        progress.advance()
+    return Cost(
+        accuracies=tuple(outcome.accuracy for outcome in outcomes),
+        diverged=any(outcome.diverged for outcome in outcomes),
+        step_overhead=step_overhead(bench.builder(0), images, spec=spec, defense=defense),
+        dense_bytes=4 * sum(p.numel() for p in bench.fresh_model(0).parameters()),
     )
 
 

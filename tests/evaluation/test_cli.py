@@ -26,7 +26,9 @@ def write_study(folder: Path, **sections: Any) -> Path:
 
 
 def run(*arguments: str | Path) -> int:
-    """The exit code of the command, run in this process."""
+    """The exit code of the command, run in this process and no other."""
+    if arguments[0] == "evaluate" and "--jobs" not in arguments:
+        arguments = (*arguments, "--jobs", "1")
     with pytest.raises(SystemExit) as caught:
         main([str(argument) for argument in arguments])
     code = caught.value.code
@@ -147,6 +149,7 @@ BAD_ARGUMENTS: dict[str, tuple[list[str], str]] = {
     "no head": (["evaluate", "--model", "torch.nn:Identity"], "expected outputs"),
     "negative seed": (["evaluate", "--seed", "-1"], "seed must be"),
     "seed in words": (["evaluate", "--seed", "one"], "seed"),
+    "no process": (["evaluate", "--jobs", "0"], "jobs must be"),
     "unknown option": (["evaluate", "--sede", "1"], "--sede"),
     "unknown command": (["evalaute"], "evalaute"),
 }
@@ -210,11 +213,12 @@ def make(shape, classes):
 """
 
 
-def interrupt_after(models: int, study: Path) -> subprocess.CompletedProcess[str]:
+def interrupt_after(models: int, study: Path, *, jobs: int = 1) -> subprocess.CompletedProcess[str]:
     """The console script, interrupted as by Ctrl-C once it has built so many models."""
     Path("counting_model.py").write_text(COUNTING_MODEL)
     built = Path("built")
-    arguments = [GRADGUARD, "evaluate", str(study), "--model", "counting_model:make"]
+    arguments = [GRADGUARD, "evaluate", str(study), "--jobs", str(jobs)]
+    arguments += ["--model", "counting_model:make"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -237,10 +241,11 @@ def test_ctrl_c_before_the_first_row_writes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_what_was_finished(tmp_path: Path) -> None:
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_ctrl_c_keeps_what_was_finished(tmp_path: Path, jobs: int) -> None:
     many = [f"dirichlet:{i}" for i in range(1, 500)]
     study = write_study(tmp_path, model={}, attack={"compositions": many})
-    done = interrupt_after(60, study)
+    done = interrupt_after(60 * jobs, study, jobs=jobs)
     assert done.returncode == 130
     assert done.stderr == ""
     assert "Interrupted: only the finished rows are shown." in done.stdout

@@ -9,10 +9,19 @@ import torch
 from torch import nn
 
 from gradguard.attacks.threat import FittedAttack, Knowledge, NotApplicableError, Observation
-from gradguard.evaluation import InterruptedStudyError, Report, Row, Study, evaluate, load_digits
+from gradguard.evaluation import (
+    InterruptedStudyError,
+    Report,
+    Row,
+    Study,
+    UnusableInputError,
+    evaluate,
+    load_digits,
+)
 from gradguard.evaluation.bench import Bench, Cell, prepare
 from gradguard.evaluation.cell import attack_cell
 from gradguard.evaluation.evaluate import cells
+from gradguard.evaluation.models import mlp
 from gradguard.evaluation.progress import Silent
 from gradguard.evaluation.rows import worst_attack
 from tests.evaluation.examples import STUDY, study_with
@@ -200,3 +209,18 @@ def test_data_and_model_can_be_given_in_python() -> None:
 
     report = evaluate(Study.from_dict(STUDY), data=load_digits(), factory=factory)
     assert report.rows[0].dense_bytes == 4 * 650
+
+
+@pytest.mark.slow
+def test_several_processes_give_the_same_rows(small: Report) -> None:
+    noise = {"name": "noise", "transform": [{"AddGaussian": {"stddev": 0.01}}]}
+    study = Study.from_dict(
+        study_with(attack={"stages": ["init", "trained"]}, defense=[*STUDY["defense"], noise])
+    )
+    assert timeless(evaluate(study, jobs=2)) == timeless(evaluate(study, jobs=1))
+
+
+def test_a_factory_that_no_other_process_can_import_is_refused() -> None:
+    study = Study.from_dict(STUDY)
+    with pytest.raises(UnusableInputError, match="cannot be sent to another process"):
+        evaluate(study, factory=lambda shape, classes: mlp(shape, classes), jobs=2)
