@@ -7,6 +7,7 @@ from gradguard.attacks.llg import LLG as LLG
 from gradguard.attacks.llg_plus import LLGPlus as LLGPlus
 from gradguard.attacks.llg_star import LLGStar as LLGStar
 from gradguard.attacks.negative_columns import NegativeColumns as NegativeColumns
+from gradguard.attacks.template import TemplateRegression as TemplateRegression
 from gradguard.attacks.threat import Attack as Attack
 from gradguard.attacks.threat import FittedAttack as FittedAttack
 from gradguard.attacks.threat import Knowledge as Knowledge
@@ -27,5 +28,10 @@ PUBLISHED: tuple[Attack, ...] = (
 )
 """Attacks that do not adapt to the defence: a low score of theirs says nothing about it."""
 
-ADAPTIVE: tuple[Attack, ...] = ()
+ADAPTIVE: tuple[Attack, ...] = (
+    TemplateRegression("bias"),
+    TemplateRegression("head"),
+    TemplateRegression("body"),
+    TemplateRegression("all"),
+)
 """Attacks that know the defence and rehearse against it."""
