@@ -140,8 +140,7 @@ class GuardedOptimizer(Optimizer):
             return result
 
         def guarded() -> Any:  # LBFGS evaluates several times: it must never see a raw gradient
-            with torch.enable_grad():
-                loss = closure()
+            loss = closure()
             self._transform_grads()
             return loss
 

@@ -82,6 +82,21 @@ def test_memory_is_held_in_float32_and_collects_what_half_precision_rounds_away(
     assert state["memory"][0].item() == pytest.approx(50.0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_what_rounding_to_the_gradients_dtype_takes_away_is_owed_too(dtype: torch.dtype) -> None:
+    feedback = ErrorFeedback(Sign())  # its mean magnitude is no half-precision number
+    rng = torch.Generator().manual_seed(0)
+    state = feedback.init([torch.zeros(50, dtype=dtype)])
+    total, sent = torch.zeros(50), torch.zeros(50)
+    for _ in range(20):
+        grad = torch.randn(50, generator=rng).to(dtype)
+        (out,), state = feedback.update([grad], state)
+        assert out is not None
+        total += grad.float()
+        sent += out.float()
+    torch.testing.assert_close(sent + state["memory"][0], total, rtol=0, atol=1e-4)
+
+
 def test_memory_of_float64_stays_float64() -> None:
     state = ErrorFeedback(Sign()).init([torch.zeros(1, dtype=torch.float64)])
     assert state["memory"][0].dtype == torch.float64

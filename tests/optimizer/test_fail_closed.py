@@ -61,6 +61,24 @@ def test_a_second_step_without_a_fresh_backward_raises() -> None:
     train(model, optimizer, steps=1)
 
 
+class NormalisedSGD(torch.optim.SGD):
+    """Writes to p.grad within its step, as some optimizers do."""
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad.div_(p.grad.norm())
+        super().step()
+
+
+def test_an_optimizer_that_writes_to_its_gradients_does_not_make_them_fresh() -> None:
+    model = network()
+    optimizer = guard(NormalisedSGD(model.parameters(), lr=0.1), Sign())
+    train(model, optimizer, steps=2)
+    with pytest.raises(RuntimeError, match="already transformed"):
+        optimizer.step()
+
+
 @pytest.mark.parametrize("to_none", [True, False])
 def test_a_fresh_backward_is_recognised_however_gradients_are_zeroed(to_none: bool) -> None:
     model, spy = network(), Spy()
