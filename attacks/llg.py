@@ -68,7 +68,8 @@ class LLG:
 
     Guarantees:
 
-    - batches of one class are read perfectly, whatever the model, where features are non-negative;
+    - batches of one class are read perfectly, where features are non-negative and the model's
+      confidence is about even over the other classes, as it is after a default initialisation;
     - without negative row sums the answer is the even spread, documented at
       :func:`greedy_counts`.
 

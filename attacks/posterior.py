@@ -14,7 +14,7 @@ from gradguard.attacks.rounding import Floats, Ints
 # Messages weighed at a time, draws from the prior, and the numbers that their tails may take
 # (draws * classes * batch, 4 bytes each): these bound the memory.
 CHUNK = 16
-DRAWS = 20_000
+DRAWS = 10_000
 TAILS = 2**22
 
 
