@@ -3,6 +3,7 @@
 from gradguard.attacks.baselines import BestConstant as BestConstant
 from gradguard.attacks.baselines import RandomGuess as RandomGuess
 from gradguard.attacks.bias_count import BiasCount as BiasCount
+from gradguard.attacks.learned import LearnedRegression as LearnedRegression
 from gradguard.attacks.llg import LLG as LLG
 from gradguard.attacks.llg_plus import LLGPlus as LLGPlus
 from gradguard.attacks.llg_star import LLGStar as LLGStar
@@ -33,5 +34,6 @@ ADAPTIVE: tuple[Attack, ...] = (
     TemplateRegression("head"),
     TemplateRegression("body"),
     TemplateRegression("all"),
+    LearnedRegression(),
 )
 """Attacks that know the defence and rehearse against it."""
