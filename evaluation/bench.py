@@ -98,7 +98,7 @@ class Bench:
         """Raw gradients of the cell's model; those of earlier cells are let go."""
         for known in [key for key in self._memos if key[0] != cell]:
             del self._memos[known]
-        room = MEMO_BYTES // self.study.training.seeds
+        room = MEMO_BYTES // self.study.attacked_seeds
         return self._memos.setdefault((cell, repeat), GradientMemo(room))
 
     def batches(self, which: str, cell: Cell, repeat: int) -> list[Batch]:
@@ -110,7 +110,7 @@ class Bench:
             self.parts.scored if which == "scored" else self.parts.calibration,
             composition=cell.composition,
             batch_size=cell.batch_size,
-            number=per_seed(total, self.study.training.seeds),
+            number=per_seed(total, self.study.attacked_seeds),
             seed=self.seed(which, cell.stage, cell.composition, cell.batch_size, repeat),
         )
 

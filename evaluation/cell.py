@@ -43,7 +43,7 @@ def attack_cell(bench: Bench, cell: Cell, defense: Defense, progress: Progress) 
     """
     found: dict[str, dict[str, list[np.ndarray]]] = {name: {} for name in SETS}
     skipped: dict[str, str] = {}
-    for repeat in range(bench.study.training.seeds):
+    for repeat in range(bench.study.attacked_seeds):
         fitted = _fit(bench, cell, defense, repeat, skipped, progress)
         for name in SETS:
             for attack, scores in _score(bench, cell, defense, repeat, name, fitted).items():

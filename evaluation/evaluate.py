@@ -97,9 +97,10 @@ def _run(bench: Bench, rows: list[Row], progress: Progress, jobs: int) -> None:
     """Fill ``rows`` one by one, so that an interruption keeps what is finished."""
     study = bench.study
     conditions = cells(study)
-    repeats, defenses = study.training.seeds, study.defenses
+    defenses, repeats = study.defenses, study.training.seeds
+    fits = len(conditions) * study.attacked_seeds * len(bench.attacks)
     # A piece is one training run, or one attack fitted to one model under one defence.
-    pieces = len(defenses) * repeats * (1 + len(conditions) * len(bench.attacks))
+    pieces = len(defenses) * (repeats + fits)
     undefended = repeats if "trained" in study.attack.stages else 0
     progress.begin(pieces + undefended)
     for repeat in range(undefended):

@@ -26,7 +26,7 @@ def provenance(
     bench: Bench, *, command: Sequence[str], started: str, seconds: float
 ) -> dict[str, Any]:
     """Versions, seed, command, sizes of the parts, numbers of batches, and time taken."""
-    study, repeats = bench.study, bench.study.training.seeds
+    study, repeats = bench.study, bench.study.attacked_seeds
     return {
         "method": METHOD,
         "started": started,
@@ -44,6 +44,7 @@ def provenance(
             "client": len(bench.parts.client),
             "auxiliary": len(bench.parts.auxiliary),
         },
+        "models_attacked": repeats,
         "batches_per_row": {
             "scored": repeats * per_seed(study.attack.trials, repeats),
             "calibration": repeats * per_seed(study.attack.calibration, repeats),

@@ -99,6 +99,7 @@ class AttackSpec:
         trials: Scored batches per cell, over all seeds.
         calibration: Batches per cell, over all seeds, on which the worst attack is chosen; none
             of their images is in a scored batch.
+        seeds: Of the ``training.seeds`` models, how many are attacked; all when not given.
         simulated: Batches that a learned attacker simulates; its own default when not given.
         attackers: ``"all"``, or attack names. The blind baselines always take part.
     """
@@ -108,6 +109,7 @@ class AttackSpec:
     stages: tuple[str, ...] = STAGES
     trials: int = 100
     calibration: int = 50
+    seeds: int | None = None
     simulated: int | None = None
     attackers: str | tuple[str, ...] = "all"
 
@@ -121,6 +123,8 @@ class AttackSpec:
                 raise unknown("attack stage", str(stage), STAGES)
         _whole("attack.trials", self.trials, 2)
         _whole("attack.calibration", self.calibration, 1)
+        if self.seeds is not None:
+            _whole("attack.seeds", self.seeds, 1)
         if self.simulated is not None:
             _whole("attack.simulated", self.simulated, 40)
         if self.attackers != "all":

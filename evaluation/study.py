@@ -50,8 +50,18 @@ class Study:
             raise UnusableInputError("a study needs at least one [[defense]] with a name")
         names = [defense.name for defense in self.defenses]
         twice = sorted({name for name in names if names.count(name) > 1})
+        if self.attacked_seeds > self.training.seeds:
+            raise UnusableInputError(
+                f"attack.seeds is {self.attack.seeds}, but training.seeds makes only "
+                f"{self.training.seeds} models; raise the one or lower the other"
+            )
         if twice:
             raise UnusableInputError(f"two defences are called {twice[0]!r}; rename one of them")
+
+    @property
+    def attacked_seeds(self) -> int:
+        """How many models are attacked in every cell."""
+        return self.training.seeds if self.attack.seeds is None else self.attack.seeds
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any], *, folder: Path | None = None) -> Study:

@@ -50,13 +50,14 @@ def by_cell(report: Report) -> list[list[Row]]:
 def behind(report: Report) -> str:
     """How many batches, seeds and seconds the numbers rest on."""
     facts = report.provenance
-    counts, seeds = facts["batches_per_row"], report.study["training"]["seeds"]
+    counts, models = facts["batches_per_row"], facts["models_attacked"]
     simulated = counts["simulated_per_seed"]
-    learned = f", {simulated} simulated per seed for learned attacks" if simulated else ""
+    learned = f", learned from {simulated} simulated ones" if simulated else ""
     return (
-        f"{facts['data']['name']}, {seeds} model seed{'s' * (seeds != 1)}; per row "
-        f"{counts['scored']} scored and {counts['calibration']} calibration batches{learned}; "
-        f"95 % intervals; {facts['wall_seconds']:.0f} s."
+        f"{facts['data']['name']}: {report.study['training']['seeds']} training runs per defence; "
+        f"{models} model{'s' * (models != 1)} attacked, on {counts['scored']} scored and "
+        f"{counts['calibration']} calibration batches per row{learned}; 95 % intervals; "
+        f"{facts['wall_seconds']:.0f} s."
     )
 
 
@@ -66,7 +67,7 @@ def _table(rows: Sequence[Row]) -> Table:
         title=Text(words[0].upper() + words[1:], style="bold"),
         title_justify="left",
         box=box.SIMPLE_HEAD,
-        pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
     table.add_column("defence", no_wrap=True, overflow="ellipsis", max_width=28)
     # Minimum widths: where the terminal is narrow, rich is to cut names and never numbers.

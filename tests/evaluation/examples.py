@@ -83,6 +83,7 @@ def report(*rows: Row, **changes: Any) -> Report:
         "method": "As described.",
         "wall_seconds": 1.0,
         "data": {"name": "digits"},
+        "models_attacked": 2,
         "batches_per_row": {"scored": 6, "calibration": 6, "simulated_per_seed": 0},
         "undefended_accuracy": [0.95],
     }

@@ -66,6 +66,11 @@ def test_the_same_study_and_seed_give_the_same_rows(small: Report) -> None:
     assert timeless(evaluate(Study.from_dict(study_with(seed=1)))) != timeless(small)
 
 
+def test_fewer_models_may_be_attacked_than_are_trained() -> None:
+    (row, _) = evaluate(Study.from_dict(study_with(attack={"seeds": 1, "trials": 5}))).rows
+    assert len(row.accuracy_seeds) == 2
+
+
 def test_cells_are_finished_one_after_another() -> None:
     study = Study.from_dict(
         study_with(attack={"stages": ["init", "trained"], "batch_sizes": [4, 8]})

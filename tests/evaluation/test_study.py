@@ -46,6 +46,8 @@ def test_a_study_survives_a_round_trip() -> None:
         ({"attack": {"stages": ["late"]}}, "unknown attack stage: 'late'"),
         ({"attack": {"trials": 0}}, "attack.trials"),
         ({"attack": {"simulated": 0}}, "attack.simulated"),
+        ({"attack": {"seeds": 3}}, "attack.seeds is 3, but training.seeds makes only 2"),
+        ({"attack": {"seeds": 0}}, "attack.seeds must be"),
         ({"seed": -1}, "seed must be a whole number of at least 0"),
         ({"seed": "one"}, "seed must be a whole number"),
         ({"defense": []}, "at least one"),
