@@ -101,7 +101,8 @@ def class_gradients(
 
 def _micro_batches(members: np.ndarray, classes: int) -> list[np.ndarray]:
     wanted = int(np.clip(MICRO_BATCHES // classes, FEWEST, MOST))
-    return np.array_split(members, min(wanted, len(members)))
+    # Two examples at least: BatchNorm in training mode refuses a single one.
+    return np.array_split(members, max(1, min(wanted, len(members) // 2)))
 
 
 def _one_class(
@@ -115,7 +116,7 @@ def _one_class(
     total: Floats = np.zeros(1)
     squares: Floats = np.zeros(1)
     for part in parts:
-        rows = torch.from_numpy(part)
+        rows = torch.from_numpy(part if len(part) > 1 else np.repeat(part, 2))
         gradient = coordinates.read(raw_gradient(attacker, inputs[rows], labels[rows]))
         gradient = gradient.astype(np.float64)
         total = total + len(part) * gradient
