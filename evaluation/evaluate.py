@@ -10,6 +10,7 @@ from gradguard.evaluation.bench import Bench, Cell, prepare
 from gradguard.evaluation.data import Data
 from gradguard.evaluation.errors import UnusableInputError
 from gradguard.evaluation.models import Factory
+from gradguard.evaluation.nesting import weak_attacks
 from gradguard.evaluation.progress import Progress, Silent
 from gradguard.evaluation.provenance import provenance
 from gradguard.evaluation.report import Report, Row
@@ -59,6 +60,20 @@ def evaluate(
         jobs: Processes to work in. More than one gives the same report in less time; a script
             that asks for it needs the usual ``if __name__ == "__main__":``.
 
+    >>> from gradguard import Defense, Sign
+    >>> from gradguard.evaluation import AttackSpec, ModelSpec, TrainingSpec
+    >>> study = Study(
+    ...     (Defense("sign", transform=Sign()),),
+    ...     model=ModelSpec(name="mlp"),
+    ...     training=TrainingSpec(steps=5, seeds=1),
+    ...     attack=AttackSpec(
+    ...         batch_sizes=(8,), compositions=("skewed",), stages=("init",), attackers=("LLG",)
+    ...     ),
+    ... )
+    >>> [row] = evaluate(study).rows
+    >>> row.worst_attack, row.worst_asr > row.blind_asr
+    ('LLG', True)
+
     Raises:
         UnusableInputError: The study, its data or its model cannot be used.
         InterruptedStudyError: Ctrl-C; a ``KeyboardInterrupt`` that holds the finished rows.
@@ -73,6 +88,7 @@ def evaluate(
     def report(complete: bool) -> Report:
         taken = time.perf_counter() - start
         facts = provenance(bench, command=command, started=started, seconds=taken)
+        facts["warnings"] = weak_attacks(study.defenses, rows)
         return Report(study.to_dict(), tuple(rows), facts, complete)
 
     try:

@@ -47,6 +47,7 @@ def render_html(report: Report) -> str:
             f"<style>\n{_asset('report.css')}</style>\n</head>\n<body>",
             "<h1>What still leaks, and what hiding it costs</h1>",
             f'<p class="lead">{escape(closing_line(report))}</p>{partial}',
+            *(f'<p class="warn">{escape(w)}.</p>' for w in report.provenance.get("warnings", [])),
             f'<p class="soft">{escape(behind(report))}</p>',
             "<h2>Each defence in a sentence</h2>",
             _sentences(report),

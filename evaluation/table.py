@@ -33,6 +33,8 @@ def print_report(report: Report, console: Console) -> None:
     skipped = sorted({(name, why) for row in report.rows for name, why in row.skipped.items()})
     for name, why in skipped:
         console.print(Text(f"{name} was not run: {why}", style="yellow"))
+    for warning in report.provenance.get("warnings", []):
+        console.print(Text(f"Warning: {warning}.", style="yellow"))
     console.print(Text(behind(report), style="dim"))
     if not report.complete:
         console.print(Text("Interrupted: only the finished rows are shown.", style="yellow"))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from gradguard.attacks import ADAPTIVE, BASELINES, PUBLISHED
 from gradguard.attacks.threat import FittedAttack, Knowledge, NotApplicableError, Observation
 from gradguard.evaluation import (
     InterruptedStudyError,
@@ -18,12 +20,14 @@ from gradguard.evaluation import (
     evaluate,
     load_digits,
 )
+from gradguard.evaluation.attackers import attack_name
 from gradguard.evaluation.bench import Bench, Cell, prepare
 from gradguard.evaluation.cell import attack_cell
 from gradguard.evaluation.evaluate import cells
 from gradguard.evaluation.models import mlp
 from gradguard.evaluation.progress import Silent
 from gradguard.evaluation.rows import worst_attack
+from gradguard.evaluation.study import default_table
 from tests.evaluation.examples import STUDY, study_with
 
 CELL = Cell("init", "skewed", 4)
@@ -229,3 +233,31 @@ def test_a_factory_that_no_other_process_can_import_is_refused() -> None:
     study = Study.from_dict(STUDY)
     with pytest.raises(UnusableInputError, match="cannot be sent to another process"):
         evaluate(study, factory=lambda shape, classes: mlp(shape, classes), jobs=2)
+
+
+@pytest.mark.slow
+def test_every_default_defence_meets_every_attack() -> None:
+    table = default_table()
+    table["training"] |= {"steps": 3, "seeds": 1}
+    sizes = {"stages": ["init"], "trials": 4, "calibration": 4, "seeds": 1, "simulated": 40}
+    table["attack"] |= sizes
+    report = evaluate(Study.from_dict(table))
+    assert len(report.rows) == 14
+    attacks = [attack_name(attack) for attack in (*BASELINES, *PUBLISHED, *ADAPTIVE)]
+    assert len(set(attacks)) == len(attacks)
+    for row in report.rows:
+        assert set(row.attacks) == set(attacks)
+    assert json.loads(report.to_json())["provenance"]["batches_per_row"]["simulated_per_seed"] == 40
+
+
+def test_a_head_without_bias_skips_the_attacks_that_need_one() -> None:
+    def factory(shape: tuple[int, ...], classes: int) -> nn.Module:
+        return nn.Sequential(
+            *(nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.1)),
+            nn.Linear(32, classes, bias=False),
+        )
+
+    study = study_with(attack={"attackers": ["LLG", "BiasCount"]})
+    report = evaluate(Study.from_dict(study), factory=factory)
+    assert set(report.rows[0].skipped) == {"BiasCount"}
+    assert "BiasCount" not in report.rows[0].attacks

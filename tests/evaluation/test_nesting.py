@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from gradguard import AddGaussian, Defense, Sign
+from gradguard.evaluation.nesting import nested, weak_attacks
+from tests.evaluation.examples import NONE, row
+
+NOISE = Defense("noise", transform=AddGaussian(0.1))
+BOTH = Defense("noise, sign", transform=[AddGaussian(0.1), Sign()])
+SIGN = Defense("sign", transform=Sign())
+ALL = [NONE, NOISE, BOTH, SIGN]
+
+
+def test_a_defence_is_nested_in_those_that_start_with_it() -> None:
+    assert set(nested(ALL)) == {
+        *(("none", "noise"), ("none", "noise, sign"), ("none", "sign")),
+        ("noise", "noise, sign"),
+    }
+
+
+def test_a_longer_defence_that_leaks_clearly_more_gives_a_warning() -> None:
+    low = row(defense="noise", worst_asr=0.5, worst_ci=(0.45, 0.55))
+    high = row(defense="noise, sign", worst_asr=0.9, worst_ci=(0.85, 0.95))
+    (warning,) = weak_attacks(ALL, [low, high])
+    assert "understate what 'noise' leaks" in warning
+
+
+def test_overlapping_intervals_other_cells_and_unrelated_defences_give_none() -> None:
+    low = row(defense="noise", worst_asr=0.5, worst_ci=(0.45, 0.55))
+    near = row(defense="noise, sign", worst_asr=0.6, worst_ci=(0.54, 0.66))
+    elsewhere = row(defense="noise, sign", stage="trained", worst_ci=(0.9, 1.0))
+    unrelated = row(defense="sign", worst_ci=(0.9, 1.0))
+    assert weak_attacks(ALL, [low, near, unrelated]) == []
+    assert weak_attacks(ALL, [low, elsewhere]) == []
