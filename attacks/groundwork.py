@@ -19,7 +19,7 @@ from gradguard.attacks.threat import Knowledge, NotApplicableError
 
 COORDINATES = 2**16  # of the head's weight and of all other layers, each
 PILOTS = 4
-REHEARSED = 40
+REHEARSED = 64
 
 _remembered = Remembered(entries=6)
 

@@ -169,7 +169,11 @@ def _channels(ground: Groundwork, knowledge: Knowledge) -> Iterator[FittedTempla
 
 def _decoders(ground: Groundwork, knowledge: Knowledge) -> list[Decoder]:
     assert knowledge.batch_size is not None  # for the type checker; fit has checked
-    prior = draw_prior(knowledge.composition, knowledge.batch_size, ground.class_prior)
+    share = ground.class_prior
+    if knowledge.composition not in ("iid", None):
+        # Only these depend on it. Without the difference between splits the draws are remembered.
+        share = (1 / len(share),) * len(share)
+    prior = draw_prior(knowledge.composition, knowledge.batch_size, share)
     weighed = [Posterior(prior, t, extended=True) for t in (1.0, 4.0, 16.0)]
     confined = [Posterior(prior, t, extended=False) for t in (4.0, 64.0)]
     squares = [LeastSquares(ridge=ridge, free=False) for ridge in RIDGES]

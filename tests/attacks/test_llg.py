@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -22,11 +19,11 @@ from gradguard.attacks import (
     Observation,
     RandomGuess,
 )
-from gradguard.attacks.composition import draw_counts
 from gradguard.attacks.forward import head_pass
 from gradguard.attacks.llg import greedy_counts, impact_of
 from gradguard.attacks.llg_plus import calibrate
 from gradguard.attacks.rounding import Floats
+from tests.attacks import mnist
 from tests.attacks.models import (
     CLASSES,
     FlatModel,
@@ -211,30 +208,6 @@ def test_model_whose_output_is_not_its_heads_is_not_applicable() -> None:
     LLGPlus().fit(knowledge(FlatModel()))
 
 
-def _mnist() -> tuple[Tensor, Tensor]:
-    folder = os.environ.get("GRADGUARD_DATA")
-    if not folder or not (Path(folder) / "mnist-t10k-first8000.npz").exists():
-        pytest.skip("GRADGUARD_DATA does not name a folder with mnist-t10k-first8000.npz")
-    with np.load(Path(folder) / "mnist-t10k-first8000.npz") as found:
-        images = torch.from_numpy(found["images"]).float().div(255)[:, None]
-        return images, torch.from_numpy(found["labels"].astype(np.int64))
-
-
-def _llg_cnn(seed: int) -> nn.Module:
-    """The LLG authors' network: three convolutions with sigmoid, parameters U(-0.5, 0.5)."""
-    torch.manual_seed(seed)
-    layers: list[nn.Module] = []
-    channels = 1
-    for stride in (2, 2, 1):
-        layers += [nn.Conv2d(channels, 12, 5, padding=2, stride=stride), nn.Sigmoid()]
-        channels = 12
-    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(588, 10))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.uniform_(-0.5, 0.5)
-    return model
-
-
 # Measured for this project, on 100 batches over 30 models, with the standard error of each.
 GOLDEN = {
     8: {"LLG": (0.88, 0.02), "LLGStar": (0.98, 0.005), "LLGPlus": (0.99, 0.005)},
@@ -246,23 +219,18 @@ RANDOM = {8: 0.30, 32: 0.37}
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [8, 32])
 def test_llg_is_reproduced_on_mnist(size: int) -> None:
-    images, labels = _mnist()
-    auxiliary = images[:5000:5], labels[:5000:5]
-    by_class = [np.flatnonzero(labels[5000:].numpy() == c) + 5000 for c in range(10)]
+    pixels, labels = mnist.images()
+    auxiliary = pixels[: mnist.AUXILIARY : 5], labels[: mnist.AUXILIARY : 5]
     rng = np.random.default_rng(size)
     scores: dict[str, list[float]] = {}
     for seed in range(30):
-        model = _llg_cnn(seed)
-        seen, truth = [], []
-        for _ in range(4 if seed < 10 else 3):
-            counts = draw_counts("skewed", 10, size, rng)
-            chosen = [rng.choice(by_class[c], n, replace=n > 40) for c, n in enumerate(counts) if n]
-            picked = torch.from_numpy(np.concatenate(chosen))
-            seen.append(Observation(gradient(model, images[picked], labels[picked]), size, 10))
-            truth.append(counts)
+        model = mnist.network(seed, sigmoid=True)
+        drawn = [mnist.victim_batch(pixels, labels, size, rng) for _ in range(4 - (seed >= 10))]
+        seen = [Observation(gradient(model, x, y), size, 10) for x, y, _ in drawn]
+        truth = np.stack([counts for _, _, counts in drawn])
         known = Knowledge(model=model, auxiliary=auxiliary, num_classes=10, seed=seed)
         for attack in (LLG(), LLGStar("zeros"), LLGPlus(), RandomGuess()):
-            score = overlap(attack.fit(known).infer(seen), np.stack(truth))
+            score = overlap(attack.fit(known).infer(seen), truth)
             scores.setdefault(type(attack).__name__, []).append(score)
     for name, (expected, error) in (GOLDEN[size] | {"RandomGuess": (RANDOM[size], 0.005)}).items():
         own = float(np.std(scores[name], ddof=1)) / 30**0.5
