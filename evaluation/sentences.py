@@ -53,7 +53,9 @@ def defense_sentence(rows: Sequence[Row], undefended: float | None) -> str:
         undefended: Accuracy without a defence, if known.
     """
     row = worst_row(rows)
-    return f"{row.defense}: {_cost(row, undefended)}; {_reading(row)}."
+    others = [other for other in rows if other.stage != row.stage]
+    elsewhere = f"; {_briefly(worst_row(others))}" if others else ""
+    return f"{row.defense}: {_cost(row, undefended)}; {_reading(row)}{elsewhere}."
 
 
 def _cost(row: Row, undefended: float | None) -> str:
@@ -79,6 +81,15 @@ def _reading(row: Row) -> str:
     if row.advantage_ci[1] <= NOTICEABLE:
         return f"no attack here does better than a blind guess ({percent(row.blind_asr)})"
     return f"whether it leaks is unclear: {reads}, which chance may explain"
+
+
+def _briefly(row: Row) -> str:
+    """How well the other stage is read, in half a sentence."""
+    where = STAGE_WORDS.get(row.stage, row.stage)
+    if leaks(row):
+        blind = percent(row.blind_asr)
+        return f"on {where}, {row.worst_attack} reads {percent(row.worst_asr)} (blind {blind})"
+    return f"on {where} no clear leak was found"
 
 
 def undefended_accuracy(report: Report) -> float | None:

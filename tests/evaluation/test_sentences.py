@@ -27,6 +27,15 @@ def test_a_sentence_says_cost_reader_and_blind_guess() -> None:
     )
 
 
+def test_a_sentence_mentions_the_other_stage() -> None:
+    trained = row(stage="trained", worst_asr=0.6, advantage=0.33, advantage_ci=(0.2, 0.4))
+    (sentence,) = sentences(report(row(), trained)).values()
+    assert sentence.endswith("; on a trained model, LLG reads 60 % (blind 40 %).")
+    quiet = row(stage="trained", advantage=0.0, advantage_ci=(-0.1, 0.1))
+    (sentence,) = sentences(report(row(), quiet)).values()
+    assert sentence.endswith("; on a trained model no clear leak was found.")
+
+
 def test_a_sentence_takes_the_row_that_leaks_most() -> None:
     mild = row(stage="trained", advantage=0.9, advantage_ci=(-0.1, 1.0), worst_asr=0.99)
     assert "70 %" in sentences(report(mild, row()))["top-k 1 %"]
