@@ -27,7 +27,7 @@ def client(inputs, labels):
     loss = nn.functional.cross_entropy(model(inputs), labels)
     return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values()))))
 
-inputs, labels = torch.rand(800, 5200), torch.arange(800) % classes
+inputs, labels = torch.rand(400, 5200), torch.arange(400) % classes
 inputs[:, :classes] += 3 * torch.eye(classes)[labels]
 known = Knowledge(
     model=model,
@@ -38,7 +38,7 @@ known = Knowledge(
     composition="skewed",
 )
 rows = torch.tensor([0, 0, 0, 0, 1, 1, 2, 3])
-rows = rows + classes * torch.arange(8)  # other examples of the same classes
+rows = rows + classes * (torch.arange(8) % 4)  # other examples of the same classes
 message = Observation(client(inputs[rows], labels[rows]), 8, classes)
 for part in ("bias", "head", "body", "all"):
     counts = TemplateRegression(part).fit(known).infer([message])[0]
