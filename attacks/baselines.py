@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -178,20 +179,8 @@ class FittedBestConstant:
 
     def best(self, batch_size: int) -> tuple[Ints, float]:
         """The guess for batches of this size and its expected success rate ``b*``."""
-        prior = None if self.prior is None else np.array(self.prior)
-        if self.composition == "iid":
-            flat = np.full(self.num_classes, 1 / self.num_classes)
-            return greedy_constant_guess(
-                iid_tails(batch_size, flat if prior is None else prior), batch_size
-            )
-        tails = sampled_tails(
-            self.composition,
-            num_classes=self.num_classes,
-            batch_size=batch_size,
-            seed=self.seed % 2**64,
-            prior=prior,
-        )
-        return greedy_constant_guess(tails, batch_size)
+        guess, expected = _best(self, batch_size)
+        return np.array(guess, dtype=np.int64), expected
 
     def infer(self, observations: Sequence[Observation]) -> Tensor:
         _not_empty(observations)
@@ -223,3 +212,21 @@ def _uneven_prior(knowledge: Knowledge) -> Floats | None:
         return None
     prior: Floats = counts / counts.sum()
     return prior
+
+
+@lru_cache(maxsize=256)  # a study asks again for every defence and every set of batches
+def _best(fitted: FittedBestConstant, batch_size: int) -> tuple[tuple[int, ...], float]:
+    prior = None if fitted.prior is None else np.array(fitted.prior)
+    if fitted.composition == "iid":
+        flat = np.full(fitted.num_classes, 1 / fitted.num_classes)
+        tails = iid_tails(batch_size, flat if prior is None else prior)
+    else:
+        tails = sampled_tails(
+            fitted.composition,
+            num_classes=fitted.num_classes,
+            batch_size=batch_size,
+            seed=fitted.seed % 2**64,
+            prior=prior,
+        )
+    guess, expected = greedy_constant_guess(tails, batch_size)
+    return tuple(guess.tolist()), expected
