@@ -69,11 +69,11 @@ class Bench:
         return copy.deepcopy(self.undefended(repeat).model)
 
     def undefended(self, repeat: int) -> Outcome:
-        """Training without a defence; run once per repeat."""
+        """Training without a defence, on the clients' history; run once per repeat."""
         if repeat not in self._undefended:
             outcome = train(
                 self.fresh_model(repeat),
-                self.part(self.parts.client),
+                self.part(self.parts.history),
                 self.part(self.parts.test),
                 spec=self.study.training,
                 seed=self.seed("training", repeat),

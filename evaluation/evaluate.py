@@ -39,12 +39,13 @@ def evaluate(
     """Train with every defence, attack every defence, and report both.
 
     For each of ``study.training.seeds`` repeats there is one fresh model. The stage ``"init"``
-    attacks that model. The stage ``"trained"`` attacks it after training *without* a defence on
-    the clients' images, the same model for every defence: rows then differ by the defence alone,
-    and a defence that post-processes another can be compared with it. Accuracy comes from
-    training *with* the defence, through ``Defense.attach``. Every attacked message is the first
-    of a fresh client: it shows no residual that error feedback would have gathered in earlier
-    rounds.
+    attacks that model. The stage ``"trained"`` attacks it after training *without* a defence, the
+    same model for every defence: rows then differ by the defence alone, and a defence that
+    post-processes another can be compared with it. It has been trained on clients' images that
+    are in no attacked batch: what a model has memorised leaks least. Accuracy comes from training
+    *with* the defence on all clients' images, through ``Defense.attach``. Every attacked message
+    is the first of a fresh client: it shows no residual that error feedback would have gathered
+    in earlier rounds.
 
     Guarantees:
 

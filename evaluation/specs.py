@@ -34,7 +34,7 @@ class DataSpec:
     name: str | None = None
     classes: int | None = None
     test_fraction: float = 0.2
-    client_fraction: float = 0.5
+    client_fraction: float = 0.7
 
     def __post_init__(self) -> None:
         _text("data.path", self.path)

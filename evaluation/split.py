@@ -9,24 +9,36 @@ import numpy as np
 from gradguard.evaluation.data import Data
 from gradguard.evaluation.errors import UnusableInputError
 
+# Of the clients' images: what the attacked model was trained on, and what is attacked.
+HISTORY, CALIBRATION, SCORED = 0.6, 0.15, 0.25
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Indices into a data set, one int64 array per part; no image is in two of the first three.
+    """Indices into a data set, one int64 array per part; no image is in two of them.
 
     Args:
         test: Measures accuracy; nobody trains or attacks with it.
-        client: Trains the model, and is what the victims' batches are drawn from.
+        history: Clients' images that the attacked ``"trained"`` model has been trained on.
+        calibration: Clients' images on whose batches the worst attack is chosen.
+        scored: Clients' images on whose batches it is scored.
         auxiliary: The attacker's own images.
-        calibration: The half of ``client`` on whose batches the worst attack is chosen.
-        scored: The other half, on whose batches it is scored.
+
+    Victims' images are not in ``history``. A model has next to nothing left to learn from images
+    that it has memorised, so that their gradients are small and a little noise hides them; what
+    a client has not been asked about yet leaks more, and must not be passed over.
     """
 
     test: np.ndarray
-    client: np.ndarray
-    auxiliary: np.ndarray
+    history: np.ndarray
     calibration: np.ndarray
     scored: np.ndarray
+    auxiliary: np.ndarray
+
+    @property
+    def client(self) -> np.ndarray:
+        """All that clients hold; training with a defence uses all of it."""
+        return np.concatenate([self.history, self.calibration, self.scored])
 
 
 def split(data: Data, *, test_fraction: float, client_fraction: float, seed: int) -> Split:
@@ -34,8 +46,7 @@ def split(data: Data, *, test_fraction: float, client_fraction: float, seed: int
 
     Guarantees:
 
-    - test, client and auxiliary are disjoint and together are all of the data;
-    - calibration and scored are disjoint and together are the client part;
+    - the parts are disjoint and together are all of the data;
     - every class has at least one image in every part;
     - the same seed gives the same parts.
 
@@ -45,32 +56,25 @@ def split(data: Data, *, test_fraction: float, client_fraction: float, seed: int
     """
     rng = np.random.default_rng(seed)
     labels = data.labels.numpy()
-    parts: dict[str, list[np.ndarray]] = {
-        "test": [],
-        "calibration": [],
-        "scored": [],
-        "auxiliary": [],
-    }
-    for label in range(data.num_classes):
-        shuffled = rng.permutation(np.flatnonzero(labels == label))
-        for name, piece in zip(parts, _cut(shuffled, test_fraction, client_fraction), strict=True):
-            parts[name].append(piece)
-    joined = {name: rng.permutation(np.concatenate(pieces)) for name, pieces in parts.items()}
-    client = np.concatenate([joined["calibration"], joined["scored"]])
-    return Split(joined["test"], client, joined["auxiliary"], *(joined[k] for k in _HALVES))
+    client = (1 - test_fraction) * client_fraction
+    auxiliary = (1 - test_fraction) * (1 - client_fraction)
+    of_client = [client * share for share in (HISTORY, CALIBRATION, SCORED)]
+    shares = np.array([test_fraction, *of_client, auxiliary])
+    pieces = [
+        _cut(rng.permutation(np.flatnonzero(labels == label)), shares)
+        for label in range(data.num_classes)
+    ]
+    parts = [rng.permutation(np.concatenate(part)) for part in zip(*pieces, strict=True)]
+    return Split(*parts)
 
 
-_HALVES = ("calibration", "scored")
-
-
-def _cut(indices: np.ndarray, test: float, client: float) -> list[np.ndarray]:
-    # Rounding may leave a small class out of a part: every part is owed one image, two of them
-    # for the client, whose share is halved. MIN_PER_CLASS makes room for that.
-    size = len(indices)
-    tests = min(max(round(size * test), 1), size - 3)
-    clients = min(max(round((size - tests) * client), 2), size - tests - 1)
-    half = clients // 2
-    return np.split(indices, [tests, tests + half, tests + clients])
+def _cut(indices: np.ndarray, shares: np.ndarray) -> list[np.ndarray]:
+    # Rounding may leave a small class out of a part: every part is owed one image, and the part
+    # that has most pays for it. MIN_PER_CLASS makes room for that.
+    sizes = np.maximum(np.round(len(indices) * shares).astype(int), 1)
+    while sizes.sum() != len(indices):
+        sizes[np.argmax(sizes)] += np.sign(len(indices) - sizes.sum())
+    return np.split(indices, np.cumsum(sizes)[:-1])
 
 
 def check_room(parts: Split, *, batch_sizes: tuple[int, ...], training: int) -> None:
@@ -81,8 +85,8 @@ def check_room(parts: Split, *, batch_sizes: tuple[int, ...], training: int) -> 
             f"a batch of {max(batch_sizes)} is larger than the data it is drawn from: the "
             f"smallest part holds {smallest} images; lower attack.batch_sizes or give more data"
         )
-    if training > len(parts.client):
+    if training > len(parts.history):
         raise UnusableInputError(
-            f"a training batch of {training} is larger than the clients' {len(parts.client)} "
+            f"a training batch of {training} is larger than the clients' {len(parts.history)} "
             "images; lower training.batch_size or give more data"
         )

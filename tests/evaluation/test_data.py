@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from gradguard.evaluation import Data, UnusableInputError, from_dataset, load_digits, load_npz
+from gradguard.evaluation.data import MIN_PER_CLASS
 from gradguard.evaluation.split import check_room, split
 from tests.evaluation.examples import write_npz
 
@@ -89,11 +90,20 @@ def test_parts_are_disjoint_complete_and_hold_every_class(fractions: tuple[float
     data = load_digits()
     test, client = fractions
     parts = split(data, test_fraction=test, client_fraction=client, seed=0)
-    whole = np.concatenate([parts.test, parts.client, parts.auxiliary])
-    assert sorted(whole) == list(range(len(data)))
-    assert sorted(parts.client) == sorted([*parts.calibration, *parts.scored])
-    for part in (parts.test, parts.auxiliary, parts.calibration, parts.scored):
+    every = (parts.test, parts.history, parts.calibration, parts.scored, parts.auxiliary)
+    assert sorted(np.concatenate(every)) == list(range(len(data)))
+    assert sorted(parts.client) == sorted(np.concatenate(every[1:4]))
+    for part in every:
         assert set(data.labels[part].tolist()) == set(range(10))
+
+
+def test_the_smallest_allowed_class_is_in_every_part() -> None:
+    labels = torch.arange(MIN_PER_CLASS * 3) % 3
+    data = Data("small", torch.rand(len(labels), 1, 2, 2), labels, 3)
+    for fractions in ((0.01, 0.01), (0.2, 0.7), (0.99, 0.99)):
+        parts = split(data, test_fraction=fractions[0], client_fraction=fractions[1], seed=0)
+        for part in (parts.test, parts.history, parts.calibration, parts.scored, parts.auxiliary):
+            assert set(labels[part].tolist()) == {0, 1, 2}
 
 
 def test_split_is_decided_by_its_seed() -> None:

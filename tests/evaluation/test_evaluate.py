@@ -28,6 +28,7 @@ from gradguard.evaluation.models import mlp
 from gradguard.evaluation.progress import Silent
 from gradguard.evaluation.rows import worst_attack
 from gradguard.evaluation.study import default_table
+from gradguard.evaluation.training import train
 from tests.evaluation.examples import STUDY, study_with
 
 CELL = Cell("init", "skewed", 4)
@@ -147,6 +148,25 @@ def test_the_attacker_is_shown_auxiliary_images_only() -> None:
     assert not set(bench.parts.auxiliary) & set(bench.parts.client)
     assert spy.known[0].composition == "skewed"
     assert spy.known[0].batch_size == 4
+
+
+def test_the_attacked_model_was_trained_on_no_attacked_image(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench, _ = spied()
+    seen: list[torch.Tensor] = []
+
+    def spy(model: Any, data: Any, test: Any, **rest: Any) -> Any:
+        seen.append(data[0])
+        return train(model, data, test, **rest)
+
+    monkeypatch.setattr("gradguard.evaluation.bench.train", spy)
+    bench.model("trained", 0)
+    trained = {image.numpy().tobytes() for image in seen[0]}
+    attacked = np.concatenate([bench.parts.calibration, bench.parts.scored])
+    history = bench.part(bench.parts.history)[0]
+    assert trained == {image.numpy().tobytes() for image in history}
+    assert not set(bench.parts.history) & set(attacked)
 
 
 def test_simulated_noise_is_not_the_victims_noise() -> None:
