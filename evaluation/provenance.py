@@ -53,7 +53,7 @@ def provenance(
             "calibration": repeats * per_seed(study.attack.calibration, repeats),
             "simulated_per_seed": max(map(_simulated, bench.attacks.values()), default=0),
         },
-        "undefended_accuracy": bench.undefended_accuracies(),
+        "attacked_model_accuracy": bench.undefended_accuracies(),
     }
 
 

@@ -89,13 +89,19 @@ def _briefly(row: Row) -> str:
     if leaks(row):
         blind = percent(row.blind_asr)
         return f"on {where}, {row.worst_attack} reads {percent(row.worst_asr)} (blind {blind})"
-    return f"on {where} no clear leak was found"
+    # The bad end of the interval: "not found" must not be read as "not there".
+    most, blind = percent(row.worst_ci[1]), percent(row.blind_asr)
+    return f"on {where} no clear leak was found (at most {most} read, blind {blind})"
 
 
 def undefended_accuracy(report: Report) -> float | None:
-    """Mean accuracy of training without a defence, where the study trained without one."""
-    found = report.provenance.get("undefended_accuracy") or []
-    return sum(found) / len(found) if found else None
+    """Accuracy of the study's own row without a defence, where it has one.
+
+    Only that row is a fair baseline: it was trained on the same images as the others.
+    """
+    bare = {d["name"] for d in report.study["defense"] if not d["transform"]}
+    found = [row.accuracy for row in report.rows if row.defense in bare]
+    return found[0] if found else None
 
 
 def sentences(report: Report) -> dict[str, str]:

@@ -85,7 +85,6 @@ def report(*rows: Row, **changes: Any) -> Report:
         "data": {"name": "digits"},
         "models_attacked": 2,
         "batches_per_row": {"scored": 6, "calibration": 6, "simulated_per_seed": 0},
-        "undefended_accuracy": [0.95],
     }
-    study = {"training": {"seeds": 2}}
-    return Report(study, rows, **({"provenance": provenance} | changes))
+    study = {"training": {"seeds": 2}, "defense": []}
+    return Report(**({"study": study, "rows": rows, "provenance": provenance} | changes))

@@ -20,11 +20,20 @@ def test_a_defence_leaks_only_where_the_whole_interval_says_so() -> None:
 
 
 def test_a_sentence_says_cost_reader_and_blind_guess() -> None:
-    (sentence,) = sentences(report(row())).values()
-    assert sentence == (
+    study = {
+        "training": {"seeds": 2},
+        "defense": [{"name": "none", "transform": []}, {"name": "top-k 1 %", "transform": ["..."]}],
+    }
+    said = sentences(report(row(defense="none", accuracy=0.95), row(), study=study))
+    assert said["top-k 1 %"] == (
         "top-k 1 %: costs 5 points of accuracy (90 % against 95 %); LLG reads 70 % of the labels "
         "in skewed batches of 8 on an untrained model, where a blind guess gets 40 %."
     )
+
+
+def test_without_an_undefended_row_no_cost_is_claimed() -> None:
+    (sentence,) = sentences(report(row())).values()
+    assert "trains to an accuracy of 90 %" in sentence
 
 
 def test_a_sentence_mentions_the_other_stage() -> None:
@@ -33,7 +42,9 @@ def test_a_sentence_mentions_the_other_stage() -> None:
     assert sentence.endswith("; on a trained model, LLG reads 60 % (blind 40 %).")
     quiet = row(stage="trained", advantage=0.0, advantage_ci=(-0.1, 0.1))
     (sentence,) = sentences(report(row(), quiet)).values()
-    assert sentence.endswith("; on a trained model no clear leak was found.")
+    assert sentence.endswith(
+        "; on a trained model no clear leak was found (at most 75 % read, blind 40 %)."
+    )
 
 
 def test_a_sentence_takes_the_row_that_leaks_most() -> None:
