@@ -38,7 +38,8 @@ def published(
     offset = (sums.sum(0) - sums.diagonal()) / (classes - 1)
     row = seen.update["head.weight"].sum(1).double().numpy()[None]
     sizes = np.array([BATCH])
-    return greedy_counts(row, impact=np.array([impact]), offset=offset, sizes=sizes)[0]
+    counts = greedy_counts(row, impact=np.array([impact]), offset=offset, sizes=sizes)
+    return np.asarray(counts[0])
 
 
 def main() -> bool:
