@@ -1,4 +1,4 @@
-"""``gradguard evaluate`` without arguments: wall time and peak memory, worker processes included."""
+"""``gradguard evaluate`` without arguments: wall time and memory, its worker processes included."""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ def client(x, y):
     return dict(zip(names, torch.autograd.grad(loss, list(model.parameters()))))
 x, y = torch.randn(400, 64), torch.arange(400) % 100
 known = Knowledge(auxiliary=(x, y), client=client, num_classes=100, batch_size=8)
-fitted = LearnedRegression(simulated=300).fit(known)
+fitted = LearnedRegression(simulated=120).fit(known)
 fitted.infer([Observation(client(x[:8], y[:8]), 8, 100)] * 4)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 """
