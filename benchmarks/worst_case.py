@@ -34,7 +34,8 @@ def study() -> Study:
     return Study.from_dict(
         {
             "seed": 0,
-            "data": {"path": str(mnist_path())},
+            # 2,880 images for the attacker and 2,592 of the clients' that trained the model.
+            "data": {"path": str(mnist_path()), "test_fraction": 0.1, "client_fraction": 0.6},
             "model": {"name": "cnn-relu"},
             "training": {"steps": 1000, "learning_rate": 0.1, "momentum": 0.0, "seeds": SEEDS},
             "attack": {
