@@ -42,6 +42,8 @@ MAPS: dict[str, tuple[Kernel, Map]] = {
         "arc-cosine",
         lambda r: (np.concatenate([r.head, r.body], axis=1) != 0).astype(np.float32),
     ),
+    # All other maps but one see coordinates; a size alone they would miss.
+    "tensor norms": ("arc-cosine", lambda r: np.log(r.norms + 1e-12)),
 }
 """Name to kernel and feature map, each fitted by kernel ridge."""
 

@@ -12,11 +12,11 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy.stats import binom
 from torch import Tensor
 
 from gradguard.attacks.composition import draw_counts
+from gradguard.attacks.forward import labels_array
 from gradguard.attacks.messages import as_counts
 from gradguard.attacks.rounding import Floats, Ints
 from gradguard.attacks.threat import Knowledge, Observation, require
@@ -156,7 +156,8 @@ class BestConstant:
         require(knowledge, self)
         assert knowledge.num_classes is not None  # for the type checker; require has raised
         assert knowledge.batch_size is not None
-        prior = _uneven_prior(knowledge)
+        # Other generators are symmetric in the classes; a prior would only keep their tails apart.
+        prior = _uneven_prior(knowledge) if knowledge.composition in ("iid", None) else None
         return FittedBestConstant(
             knowledge.composition,
             num_classes=knowledge.num_classes,
@@ -201,7 +202,7 @@ def _uneven_prior(knowledge: Knowledge) -> Floats | None:
     """Label frequencies of the auxiliary data, or ``None`` where they may well be uniform."""
     if knowledge.auxiliary is None or knowledge.num_classes is None:
         return None
-    labels = knowledge.auxiliary[1].detach().cpu().to(torch.int64).numpy()
+    labels = labels_array(knowledge.auxiliary[1], knowledge.num_classes)
     if labels.size == 0:
         return None
     classes = knowledge.num_classes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradguard.attacks.class_gradients import raw_gradient
 from gradguard.attacks.composition import draw_counts
-from gradguard.attacks.coordinates import Coordinates
+from gradguard.attacks.coordinates import Coordinates, unit_of
 from gradguard.attacks.forward import attacker_copy
 from gradguard.attacks.rounding import Floats, Ints
 from gradguard.attacks.simulation import Pool
@@ -27,13 +27,15 @@ class Rehearsal:
 
     Args:
         raw: Gradients of the attacker's copy of the model, float32 ``(batches, coordinates)``.
-        sent: The client's messages for the same batches, same shape.
+        sent: The client's messages for the same batches, same shape, times ``unit``.
         counts: Label counts, int64 ``(batches, classes)``.
+        unit: In which messages are read: that of the first one which is not all zeros.
     """
 
     raw: np.ndarray
     sent: np.ndarray
     counts: Ints
+    unit: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,11 +88,19 @@ def rehearse_pairs(
     assert knowledge.client is not None
     attacker = attacker_copy(knowledge.model)
     raw, sent = [], []
-    with torch.random.fork_rng(devices=[]):
-        for inputs, labels, _ in batches:
+    unit: float | None = None
+    for number, (inputs, labels, _) in enumerate(batches):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(number)  # a model's own randomness, such as dropout
             raw.append(coordinates.read(raw_gradient(attacker, inputs, labels)))
-            sent.append(read_message(knowledge.client(inputs, labels), coordinates))
-    return Rehearsal(np.stack(raw), np.stack(sent), np.stack([c for _, _, c in batches]))
+        # Outside of the fork: a client that draws from torch's generator would otherwise start
+        # again where it was, and send its next messages with the noise of the rehearsal.
+        message = knowledge.client(inputs, labels)
+        if unit is None and any(bool(tensor.any()) for tensor in message.values()):
+            unit = unit_of([message])
+        sent.append(read_message(message, replace(coordinates, unit=unit or 1.0)))
+    counts = np.stack([c for _, _, c in batches])
+    return Rehearsal(np.stack(raw), np.stack(sent), counts, unit or 1.0)
 
 
 def read_message(message: Mapping[str, Tensor], coordinates: Coordinates) -> np.ndarray:

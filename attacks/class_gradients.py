@@ -31,7 +31,7 @@ class ClassGradients:
         classes: The classes that have examples, sorted; shape ``(present,)``.
         mean: Mean per-example gradient of each, float32 of shape ``(present, coordinates)``.
         variance: Within-class variance of a per-example gradient, averaged over the classes;
-            float32 of shape ``(coordinates,)``.
+            float64 of shape ``(coordinates,)``: squares of small gradients underflow in float32.
     """
 
     classes: Ints
@@ -95,7 +95,7 @@ def class_gradients(
             means.append(mean)
             variances += [] if variance is None else [variance]
     # A class with one example has no variance to show; with only such classes all weights are 1.
-    averaged = np.mean(variances, axis=0) if variances else np.ones_like(means[0])
+    averaged = np.mean(variances, axis=0) if variances else np.ones(means[0].shape)
     return ClassGradients(present.astype(np.int64), np.stack(means), averaged)
 
 
@@ -126,7 +126,7 @@ def _one_class(
     if len(parts) < 2:
         return mean.astype(np.float32), None
     spread = np.maximum(squares - examples * mean**2, 0.0) / (len(parts) - 1)
-    return mean.astype(np.float32), spread.astype(np.float32)
+    return mean.astype(np.float32), spread
 
 
 class Remembered:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,18 +17,43 @@ class Coordinates:
 
     Args:
         chosen: For each tensor in model order, the flat indices to read; ``None`` reads it whole.
+        unit: What to multiply by, see :func:`unit_of`.
     """
 
     chosen: Mapping[str, Tensor | None]
+    unit: float = 1.0
 
     def read(self, message: Mapping[str, Tensor]) -> np.ndarray:
         """The chosen coordinates, float32 of shape ``(coordinates,)``."""
         parts = []
         for name, index in self.chosen.items():
             flat = message[name].detach().reshape(-1)
-            parts.append((flat if index is None else flat[index]).float())
+            parts.append(rescaled(flat if index is None else flat[index], self.unit))
         joined: np.ndarray = torch.cat(parts).cpu().numpy() if parts else np.zeros(0, np.float32)
         return joined
+
+
+def unit_of(messages: Iterable[Mapping[str, Tensor]]) -> float:
+    """The power of two that brings the largest magnitude of some messages near one.
+
+    Messages are read in this unit, since squares of a message that a defence multiplied by
+    ``1e-20`` are zero in single precision: it would look silent. A power of two, so that no digit
+    changes. Messages of zeros have unit 1.
+    """
+    largest = 0.0
+    for message in messages:
+        for tensor in message.values():
+            if tensor.numel():
+                low, high = torch.aminmax(tensor.detach())
+                largest = max(largest, -float(low), float(high))
+    if not 0 < largest < math.inf:
+        return 1.0
+    return 2.0 ** -max(-1000, min(1000, math.frexp(largest)[1]))
+
+
+def rescaled(tensor: Tensor, unit: float) -> Tensor:
+    """``unit * tensor`` in float32, by way of float64 because the unit may exceed float32."""
+    return tensor.float() if unit == 1 else (tensor.double() * unit).float()
 
 
 def choose_coordinates(
@@ -46,9 +72,10 @@ def choose_coordinates(
     sizes = {name: pilots[0][name].numel() for name in names}
     if sum(sizes.values()) <= limit:
         return Coordinates(dict.fromkeys(names))
+    unit = unit_of(pilots)
     energy = torch.cat(
         [
-            torch.stack([pilot[name].detach().reshape(-1).float() ** 2 for pilot in pilots]).sum(0)
+            sum((rescaled(p[name].detach().reshape(-1), unit) ** 2 for p in pilots), torch.zeros(1))
             for name in names
         ]
     )

@@ -57,21 +57,25 @@ def head_pass(
     attacker = attacker_copy(model)
     layer = head_module(attacker, num_classes, head)
     seen: list[Tensor] = []
+    output: list[Tensor] = []
 
-    def read(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+    def read(module: nn.Module, arguments: tuple[Any, ...], result: Tensor) -> None:
         seen.append(arguments[0].detach())
+        output.append(result)
 
     device = layer.weight.device
     probabilities, sums = [], []
-    handle = layer.register_forward_pre_hook(read)
+    handle = layer.register_forward_hook(read)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % 2**63)
         for chunk in torch.split(inputs, CHUNK):
             seen.clear()
+            output.clear()
             logits = attacker(chunk.to(device))
             _check(logits, seen, len(chunk), num_classes)
             # In double precision: 1 - p of a confident model is lost in single.
             probabilities.append(logits.double().softmax(dim=1))
+            _check_output(probabilities[-1], output[0])
             sums.append(seen[0].double().sum(dim=1))
     handle.remove()
     return HeadPass(finite(torch.cat(probabilities)), finite(torch.cat(sums)))
@@ -83,6 +87,16 @@ def _check(logits: Tensor, seen: list[Tensor], examples: int, num_classes: int) 
         raise NotApplicableError(
             f"expected one row of features and {num_classes} logits per example; for {examples} "
             f"examples the head saw {shapes} and the model returned {tuple(logits.shape)}"
+        )
+
+
+def _check_output(probabilities: Tensor, output: Tensor) -> None:
+    # Confidences and not logits, since a shift or a log-softmax changes no gradient.
+    own = output.double().softmax(dim=1)
+    if not torch.allclose(probabilities, own, rtol=0, atol=1e-3, equal_nan=True):
+        raise NotApplicableError(
+            "expected the model's output to be that of its output layer, got other confidences; "
+            "if another layer is the output layer, name it with head=..."
         )
 
 

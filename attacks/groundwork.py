@@ -69,6 +69,7 @@ def _prepare(knowledge: Knowledge, head: str | None) -> Groundwork:
     ]
     tensors = np.repeat(np.arange(len(sizes)), sizes)
     rehearsal = rehearse_pairs(knowledge, batches, coordinates)
+    coordinates = replace(coordinates, unit=rehearsal.unit)
     labels = labels_array(knowledge.auxiliary[1], knowledge.num_classes)
     share = np.bincount(labels)[gradients.classes] / len(labels)
     return Groundwork(coordinates, tensors, gradients, rehearsal, tuple(share.tolist()))
@@ -131,5 +132,9 @@ def restricted(ground: Groundwork, names: Sequence[str]) -> Groundwork:
     )
     chosen = {n: index for n, index in ground.coordinates.chosen.items() if n in names}
     return Groundwork(
-        Coordinates(chosen), ground.tensors[kept], gradients, rehearsal, ground.class_prior
+        replace(ground.coordinates, chosen=chosen),
+        ground.tensors[kept],
+        gradients,
+        rehearsal,
+        ground.class_prior,
     )

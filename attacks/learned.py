@@ -41,11 +41,13 @@ class LearnedRegression:
     - the choice and the fit share no image;
     - never below blind: the best constant guess is kept unless a map beats it on the judging
       batches by more than one standard error;
+    - a message multiplied by a constant is read as well as the message;
     - memory does not grow with the model: at most 65,536 coordinates of the head (in whole
       columns) and as many of the rest are kept per message, and per-class summaries of all of it.
 
     Not guaranteed: that a stronger reader does not exist. A low score is evidence about this
-    attack first, and about the defence second.
+    attack first, and about the defence second. A class without auxiliary example was never
+    rehearsed, and batches with such classes may be read worse than a blind guess.
 
     Args:
         simulated: Rehearsed batches to fit on, at least 40; 30 % more choose.
@@ -53,7 +55,8 @@ class LearnedRegression:
 
     Raises:
         ValueError: From ``fit``, when knowledge is missing; from ``infer``, when an observation's
-            batch size or classes are not those it was fitted for.
+            batch size, classes or tensors are not those it was fitted for; from both, when a
+            message is not finite.
     """
 
     simulated: int = 1000
@@ -86,7 +89,7 @@ class LearnedRegression:
         blind_overlap = _overlap(np.tile(blind, (len(judged), 1)), judged_counts)
         chosen, best = None, blind_overlap
         shares = fitted_counts / batch_size
-        for candidate in fit_bank(fitted, shares, judged, score, knowledge.seed):
+        for candidate in fit_bank(fitted, shares, judged, score, stage.seed):
             found = overlap(candidate.predict(judged))
             if found.mean() > best.mean() and _clearly_above(found, blind_overlap):
                 chosen, best = candidate, found
@@ -103,15 +106,18 @@ class FittedRegression:
     batch_size: int
 
     def infer(self, observations: Sequence[Observation]) -> Tensor:
+        if not observations:
+            raise ValueError("expected at least one observation, got none")
         for seen in observations:
             if (seen.batch_size, seen.num_classes) != (self.batch_size, len(self.blind)):
                 raise ValueError(
                     f"fitted for batches of {self.batch_size} and {len(self.blind)} classes, got "
                     f"{seen.batch_size} and {seen.num_classes}; fit again with that Knowledge"
                 )
-        if self.chosen is None or not observations:
-            return torch.from_numpy(np.tile(self.blind, (len(observations), 1)))
+        # Read also where the answer is known, so that a message with NaN is refused and not scored.
         readings = self.reader.read(seen.update for seen in observations)
+        if self.chosen is None:
+            return torch.from_numpy(np.tile(self.blind, (len(observations), 1)))
         return torch.from_numpy(_whole(self.chosen.predict(readings), self.batch_size))
 
 
@@ -135,8 +141,9 @@ class _Rehearsal:
         assert known.num_classes is not None
         assert known.batch_size is not None
         pool = Pool.of(*known.auxiliary, known.num_classes)
-        halves = pool.split(FIT_FRACTION, np.random.default_rng([known.seed, 0]))
-        return cls(known.client, known.composition, known.batch_size, known.seed, pool, *halves)
+        seed = known.seed % 2**64
+        halves = pool.split(FIT_FRACTION, np.random.default_rng([seed, 0]))
+        return cls(known.client, known.composition, known.batch_size, seed, pool, *halves)
 
     @property
     def classes(self) -> int:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gradguard.attacks.class_summary import summarise
-from gradguard.attacks.coordinates import Coordinates, choose_coordinates, spread
+from gradguard.attacks.coordinates import (
+    Coordinates,
+    choose_coordinates,
+    rescaled,
+    spread,
+    unit_of,
+)
 from gradguard.attacks.head import Head, find_head
 
 BLOCK_BYTES = 32 * 2**20  # head gradients summarised at a time
@@ -25,12 +31,14 @@ class Readings:
         bias: Head bias gradients, float32 ``(messages, classes)``; zeros without a bias.
         body: Coordinates of all other layers, float32 ``(messages, coordinates)``.
         summary: Per-class numbers of the whole head, ``(messages, classes, numbers)``.
+        norms: Euclidean norm of every tensor of the message, float64 ``(messages, tensors)``.
     """
 
     weight: np.ndarray
     bias: np.ndarray
     body: np.ndarray
     summary: np.ndarray
+    norms: np.ndarray
 
     def __len__(self) -> int:
         return len(self.weight)
@@ -46,12 +54,13 @@ class Reader:
     """Reads messages of one model: which columns of the head, which coordinates of the body.
 
     Memory: at most ``2 * limit`` float32 per message, and the per-class summary. The summary is
-    taken from the whole head before columns are dropped.
+    taken from the whole head before columns are dropped, and the norms from whole tensors.
     """
 
     head: Head
     columns: Tensor | None
     body: Coordinates
+    names: tuple[str, ...]
 
     @classmethod
     def fit(
@@ -68,44 +77,74 @@ class Reader:
         """
         head = find_head(pilots[0], num_classes, head_name)
         others = [name for name in pilots[0] if name not in (head.weight, head.bias)]
-        body = choose_coordinates(pilots, others, limit, rng)
+        unit, names = unit_of(pilots), tuple(pilots[0])
+        body = replace(choose_coordinates(pilots, others, limit, rng), unit=unit)
         width, most = pilots[0][head.weight].shape[1], max(2, limit // num_classes)
         if width <= most:
-            return cls(head, None, body)
-        energy = torch.stack([pilot[head.weight].float() ** 2 for pilot in pilots]).sum((0, 1))
-        return cls(head, torch.from_numpy(spread(energy.cpu().numpy(), most, rng)), body)
+            return cls(head, None, body, names)
+        weights = [rescaled(pilot[head.weight].detach(), unit) for pilot in pilots]
+        energy = torch.stack([weight**2 for weight in weights]).sum((0, 1))
+        return cls(head, torch.from_numpy(spread(energy.cpu().numpy(), most, rng)), body, names)
 
     def read(self, messages: Iterable[Mapping[str, Tensor]]) -> Readings:
-        """Read messages one by one; only a block of whole heads is in memory at a time."""
+        """Read messages one by one; only a block of whole heads is in memory at a time.
+
+        Raises:
+            ValueError: A message is not finite, or has other tensors than the pilots had.
+        """
         blocks: list[Readings] = []
         weights: list[np.ndarray] = []
         biases: list[np.ndarray] = []
         bodies: list[np.ndarray] = []
+        norms: list[np.ndarray] = []
         for message in messages:
-            weight = message[self.head.weight].detach().float().cpu().numpy()
-            bias = None if self.head.bias is None else message[self.head.bias]
+            norms.append(self._norms(message))
+            weight = self._array(message[self.head.weight])
+            bias = None if self.head.bias is None else self._array(message[self.head.bias])
             weights.append(weight)
-            biases.append(
-                np.zeros(len(weight), np.float32)
-                if bias is None
-                else bias.detach().float().cpu().numpy()
-            )
+            biases.append(np.zeros(len(weight), np.float32) if bias is None else bias)
             bodies.append(self.body.read(message))
             if len(weights) * weight.nbytes >= BLOCK_BYTES:
-                blocks.append(self._block(weights, biases, bodies))
-                weights, biases, bodies = [], [], []
+                blocks.append(self._block(weights, biases, bodies, norms))
+                weights, biases, bodies, norms = [], [], [], []
         if weights:
-            blocks.append(self._block(weights, biases, bodies))
+            blocks.append(self._block(weights, biases, bodies, norms))
         return _joined(blocks)
 
+    def _array(self, tensor: Tensor) -> np.ndarray:
+        array: np.ndarray = rescaled(tensor.detach(), self.body.unit).cpu().numpy()
+        return array
+
+    def _norms(self, message: Mapping[str, Tensor]) -> np.ndarray:
+        """Norms of all tensors: one pass that also sees a NaN in what is not read."""
+        if message.keys() != set(self.names):
+            other = sorted(message.keys() ^ set(self.names))
+            raise ValueError(
+                f"expected messages with the tensors of the rehearsed ones; {other[:3]} are in "
+                "only one of them. Send zeros for what is withheld"
+            )
+        tensors = [message[name].detach() for name in self.names]
+        norms = np.array([float(torch.linalg.vector_norm(t, dtype=torch.double)) for t in tensors])
+        if not np.isfinite(norms).all():
+            raise ValueError(
+                "expected a finite message, got NaN or infinity; "
+                "the client diverged, so there is no leakage to measure"
+            )
+        scaled: np.ndarray = norms * self.body.unit
+        return scaled
+
     def _block(
-        self, weights: list[np.ndarray], biases: list[np.ndarray], bodies: list[np.ndarray]
+        self,
+        weights: list[np.ndarray],
+        biases: list[np.ndarray],
+        bodies: list[np.ndarray],
+        norms: list[np.ndarray],
     ) -> Readings:
         weight, bias = np.stack(weights), np.stack(biases)
         summary = summarise(weight, bias)
         if self.columns is not None:
             weight = weight[:, :, self.columns.numpy()]
-        return Readings(weight, bias, np.stack(bodies), summary)
+        return Readings(weight, bias, np.stack(bodies), summary, np.stack(norms))
 
 
 def _joined(blocks: list[Readings]) -> Readings:
@@ -118,4 +157,5 @@ def _joined(blocks: list[Readings]) -> Readings:
         np.concatenate([block.bias for block in blocks]),
         np.concatenate([block.body for block in blocks]),
         np.concatenate([block.summary for block in blocks]),
+        np.concatenate([block.norms for block in blocks]),
     )

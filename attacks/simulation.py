@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gradguard.attacks.composition import draw_counts
+from gradguard.attacks.forward import labels_array
 from gradguard.attacks.threat import Client
 
 Message = dict[str, Tensor]
@@ -31,8 +32,12 @@ class Pool:
 
     @classmethod
     def of(cls, inputs: Tensor, labels: Tensor, num_classes: int) -> Pool:
-        """Index the examples by class; at least one class must have one."""
-        found = labels.cpu().numpy()
+        """Index the examples by class; at least one class must have one.
+
+        Raises:
+            ValueError: A label lies outside of the classes, or there is no example.
+        """
+        found = labels_array(labels, num_classes)
         if len(inputs) != len(found) or len(found) == 0:
             raise ValueError(
                 f"expected as many labels as examples and at least one, "

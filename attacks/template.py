@@ -56,6 +56,7 @@ class TemplateRegression:
 
     - the same knowledge and client give the same answer;
     - memory is bounded by classes times 131,072 coordinates, beside a few copies of the model;
+    - a message multiplied by a constant is read as well as the message;
     - a class without auxiliary example is never answered.
 
     Not guaranteed: anything about trained models, where few examples carry most of the magnitude
@@ -184,7 +185,10 @@ def _fitted(ground: Groundwork, knowledge: Knowledge, *, masked: bool) -> Fitted
     assert knowledge.num_classes is not None  # for the type checker; fit has checked
     assert knowledge.batch_size is not None
     channel = learn_channel(ground.rehearsal, ground.tensors, masked=masked)
-    variance = channel.scale**2 * ground.gradients.variance + knowledge.batch_size * channel.noise
+    variance = (
+        channel.scale.astype(np.float64) ** 2 * ground.gradients.variance
+        + knowledge.batch_size * channel.noise
+    )
     floored = np.maximum(variance, FLOOR * variance.mean())
     weights = np.where(floored > 0, 1.0 / np.where(floored > 0, floored, 1.0), 1.0)
     return FittedTemplateRegression(

@@ -26,7 +26,7 @@ from gradguard.attacks import (
     RandomGuess,
     TemplateRegression,
 )
-from tests.attacks.models import CLASSES, batches, cnn, knowledge, skewed
+from tests.attacks.models import CLASSES, batches, cnn, gradient, knowledge, overlap, skewed
 
 
 def quick(attack: Attack) -> Attack:
@@ -113,6 +113,36 @@ def test_half_precision_messages_are_answered(
 ) -> None:
     seen = [Observation({n: t.half() for n, t in o.update.items()}, 8, CLASSES) for o in messages()]
     assert (fitted_attacks[attack].infer(seen).sum(dim=1) == 8).all()
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1e20, 1e30])
+@pytest.mark.parametrize("attack", [quick(attack) for attack in ADAPTIVE], ids=repr)
+def test_multiplying_all_messages_by_a_constant_hides_nothing(attack: Attack, size: float) -> None:
+    """Squares of such messages are zero or infinite in single precision."""
+
+    def scaled(update: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: t.double() * size for name, t in update.items()}
+
+    known = knowledge(MODEL, client=lambda inputs, labels: scaled(gradient(MODEL, inputs, labels)))
+    seen = [dataclasses.replace(o, update=scaled(o.update)) for o in messages()]
+    assert overlap(attack.fit(known).infer(seen), COUNTS) > 0.9
+
+
+@every_attack
+def test_no_observation_is_refused(
+    attack: Attack, fitted_attacks: dict[Attack, FittedAttack]
+) -> None:
+    with pytest.raises(ValueError, match="at least one observation"):
+        fitted_attacks[attack].infer([])
+
+
+@every_attack
+def test_the_order_of_the_tensors_changes_nothing(
+    attack: Attack, fitted_attacks: dict[Attack, FittedAttack]
+) -> None:
+    seen = messages()
+    turned = [dataclasses.replace(o, update=dict(reversed(o.update.items()))) for o in seen]
+    assert torch.equal(fitted_attacks[attack].infer(seen), fitted_attacks[attack].infer(turned))
 
 
 @every_attack

@@ -121,3 +121,21 @@ def test_unusable_input_is_refused() -> None:
         iid_tails(4, [0.5, 0.6])
     with pytest.raises(ValueError, match="levels"):
         greedy_constant_guess(np.ones((2, 3)), 4)
+
+
+def test_uneven_auxiliary_labels_do_not_move_the_guess_for_a_symmetric_generator() -> None:
+    even, uneven = torch.arange(400) % 10, torch.arange(400) // 300
+    guesses = [
+        BestConstant()
+        .fit(
+            Knowledge(
+                num_classes=10,
+                batch_size=7,
+                composition="skewed",
+                auxiliary=(torch.zeros(400, 1), labels),
+            )
+        )
+        .best(7)
+        for labels in (even, uneven)
+    ]
+    np.testing.assert_array_equal(guesses[0][0], guesses[1][0])

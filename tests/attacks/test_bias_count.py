@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from gradguard.attacks import BiasCount, NotApplicableError, Observation
+from gradguard.attacks import (
+    Attack,
+    BiasCount,
+    LLGPlus,
+    LLGStar,
+    NotApplicableError,
+    Observation,
+)
 from gradguard.attacks.bias_count import FittedBiasCount
 from tests.attacks.models import batches, cnn, data, knowledge, overlap, skewed
 
@@ -42,3 +49,28 @@ def test_other_number_of_classes_is_refused() -> None:
     seen = Observation({"b.weight": torch.ones(3, 2), "b.bias": torch.ones(3)}, 4, 3)
     with pytest.raises(ValueError, match="fitted for 4"):
         FittedBiasCount((0.25,) * 4).infer([seen])
+
+
+class _Scaled(torch.nn.Module):
+    """A model whose output is not that of its output layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = cnn()
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = 10 * self.inner(inputs)
+        return out
+
+
+@pytest.mark.parametrize("attack", [BiasCount(), LLGPlus(), LLGStar("ones")], ids=repr)
+def test_model_whose_output_is_not_that_of_its_head_is_not_applicable(attack: Attack) -> None:
+    """It was calibrated on a layer that does not make the confidences, and scored near blind."""
+    with pytest.raises(NotApplicableError, match="name it with head"):
+        attack.fit(knowledge(_Scaled()))
+
+
+def test_log_softmax_on_top_of_the_head_changes_nothing() -> None:
+    model = torch.nn.Sequential(cnn(), torch.nn.LogSoftmax(dim=1))
+    fitted, bare = (BiasCount().fit(knowledge(m)) for m in (model, cnn()))
+    np.testing.assert_allclose(fitted.confidence, bare.confidence, atol=1e-6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from gradguard.attacks.channel import (
     Rehearsal,
@@ -15,7 +16,7 @@ from gradguard.attacks.channel import (
     rehearse_pairs,
 )
 from gradguard.attacks.coordinates import Coordinates
-from tests.attacks.models import CLASSES, cnn, knowledge
+from tests.attacks.models import CLASSES, cnn, gradient, knowledge
 
 RNG = np.random.default_rng(0)
 RAW = RNG.normal(size=(400, 30)).astype(np.float32)
@@ -65,7 +66,8 @@ def test_rehearsed_pairs_of_an_undefended_client_are_equal() -> None:
     known = knowledge(cnn())
     coordinates = Coordinates(dict.fromkeys(n for n, _ in cnn().named_parameters()))
     rehearsal = rehearse_pairs(known, draw_batches(known, 5), coordinates)
-    np.testing.assert_allclose(rehearsal.raw, rehearsal.sent, rtol=1e-5, atol=1e-7)
+    sent = rehearsal.sent / rehearsal.unit
+    np.testing.assert_allclose(rehearsal.raw, sent, rtol=1e-5, atol=1e-7)
     assert rehearsal.counts.shape == (5, CLASSES)
     assert (rehearsal.counts.sum(axis=1) == 8).all()
 
@@ -76,3 +78,45 @@ def test_incomplete_or_infinite_messages_are_refused() -> None:
         read_message({"a": torch.zeros(2)}, coordinates)
     with pytest.raises(ValueError, match="finite"):
         read_message({"a": torch.zeros(2), "b": torch.tensor([torch.inf])}, coordinates)
+
+
+def test_a_client_that_draws_from_the_global_generator_is_not_rewound() -> None:
+    """Otherwise its next messages would have the noise that the attacker rehearsed on."""
+
+    def client(inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return {name: torch.randn_like(p) for name, p in cnn().named_parameters()}
+
+    known = knowledge(cnn(), client=client)
+    coordinates = Coordinates(dict.fromkeys(n for n, _ in cnn().named_parameters()))
+    rehearsal = rehearse_pairs(known, draw_batches(known, 3), coordinates)
+    after = coordinates.read(client(torch.zeros(0), torch.zeros(0))) * rehearsal.unit
+    assert not any(np.array_equal(after, one) for one in rehearsal.sent)
+
+
+def test_gradients_of_a_model_with_dropout_are_the_same_again_whatever_the_global_state() -> None:
+    model = torch.nn.Sequential(cnn(), torch.nn.Dropout())
+
+    def client(inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return {f"0.{n}": t for n, t in gradient(cnn(), inputs, labels).items()}
+
+    known = knowledge(model, client=client)
+    coordinates = Coordinates(dict.fromkeys(n for n, _ in model.named_parameters()))
+    raw = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        raw.append(rehearse_pairs(known, draw_batches(known, 3), coordinates).raw)
+    np.testing.assert_array_equal(raw[0], raw[1])
+
+
+def test_all_messages_are_read_in_the_unit_of_the_first_that_is_not_zero() -> None:
+    sizes = iter([0.0, 0.75, 3.0])
+
+    def client(inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        size = next(sizes)
+        return {name: torch.full_like(p, size) for name, p in cnn().named_parameters()}
+
+    known = knowledge(cnn(), client=client)
+    coordinates = Coordinates(dict.fromkeys(n for n, _ in cnn().named_parameters()))
+    rehearsal = rehearse_pairs(known, draw_batches(known, 3), coordinates)
+    assert rehearsal.unit == 1
+    assert rehearsal.sent[:, 0].tolist() == [0.0, 0.75, 3.0]

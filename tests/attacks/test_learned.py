@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable
@@ -181,3 +182,49 @@ def test_memory_on_a_model_of_23_million_parameters_and_100_classes_stays_under_
         [sys.executable, "-c", MEMORY_PROGRAM], capture_output=True, text=True, check=True
     )
     assert float(done.stdout) < 4.0
+
+
+def _noisy_client(inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    return _message(torch.randn(3, generator=torch.Generator().manual_seed(int(inputs.sum()))))
+
+
+@pytest.mark.parametrize("layer", ["body.weight", "head.weight", "head.bias"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_message_that_is_not_finite_is_refused_also_where_the_answer_is_blind(
+    layer: str, value: float
+) -> None:
+    known = Knowledge(
+        auxiliary=_auxiliary(), client=_noisy_client, num_classes=CLASSES, batch_size=BATCH
+    )
+    message = _message(torch.zeros(3))
+    message[layer].view(-1)[-1] = value
+    fitted = LearnedRegression(simulated=40).fit(known)
+    with pytest.raises(ValueError, match="finite message, got NaN or infinity"):
+        fitted.infer([Observation(message, BATCH, CLASSES)])
+    diverging = dataclasses.replace(known, client=lambda inputs, labels: message)
+    with pytest.raises(ValueError, match="finite message, got NaN or infinity"):
+        LearnedRegression(simulated=40).fit(diverging)
+
+
+def test_a_message_with_other_tensors_than_the_rehearsed_ones_is_refused() -> None:
+    known = Knowledge(
+        auxiliary=_auxiliary(), client=_noisy_client, num_classes=CLASSES, batch_size=BATCH
+    )
+    fitted = LearnedRegression(simulated=40).fit(known)
+    less = _message(torch.zeros(3))
+    del less["body.weight"]
+    for update in (less, _message(torch.zeros(3)) | {"more": torch.zeros(2)}):
+        with pytest.raises(ValueError, match="zeros for what is withheld"):
+            fitted.infer([Observation(update, BATCH, CLASSES)])
+
+
+def test_counts_hidden_in_the_norms_of_tensors_are_found() -> None:
+    noise = torch.Generator().manual_seed(3)
+
+    def client(inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        hidden = torch.randn(CLASSES, 200, generator=noise)
+        sized = hidden * (1 + _counts(labels))[:, None]
+        return {f"body.{c}": row for c, row in enumerate(sized)} | _message(torch.zeros(3))
+
+    found, blind = _score(client)
+    assert (found - blind) / (1 - blind) >= 0.8

@@ -58,3 +58,8 @@ def test_rehearsed_counts_are_those_of_the_batch_the_client_saw() -> None:
 def test_labels_that_do_not_match_the_examples_are_refused() -> None:
     with pytest.raises(ValueError, match="as many labels as examples"):
         Pool.of(torch.zeros(3), torch.zeros(2, dtype=torch.int64), 2)
+
+
+def test_labels_outside_of_the_classes_are_refused_and_not_left_out() -> None:
+    with pytest.raises(ValueError, match=r"must lie in 0..2, got 0..3"):
+        Pool.of(torch.zeros(4), torch.arange(4), 3)

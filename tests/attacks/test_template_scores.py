@@ -15,6 +15,7 @@ def _readings(body: np.ndarray, classes: int = 4) -> Readings:
         np.zeros((n, classes), np.float32),
         body.astype(np.float32),
         np.zeros((n, classes, 1), np.float32),
+        np.zeros((n, 1)),
     )
 
 
