@@ -24,10 +24,11 @@ class Cast:
 
     - every value is one that ``dtype`` can hold; a second cast changes nothing;
     - a value too large for ``dtype`` raises. It is neither sent as infinity nor cut to the
-      largest number, because both would change the gradient without a word.
+      largest number, because both would change the gradient without a word;
+    - a value too small for ``dtype`` becomes ``+0.0``: not even its sign is sent.
 
-    Values too small for ``dtype`` become zero; with the 8-bit formats and no scaling that can be
-    most of a gradient. It does not hide labels.
+    With the 8-bit formats and no scaling, most of a gradient can be too small. It does
+    not hide labels.
 
     Args:
         dtype: ``"float16"``, ``"bfloat16"``, ``"float8_e4m3fn"`` or ``"float8_e5m2"``.
@@ -65,4 +66,4 @@ def _cast(grad: Tensor, narrow: torch.dtype, index: int) -> Tensor:
         largest = torch.finfo(narrow).max
         what = f"does not fit {narrow}, whose largest number is {largest:g}: clip or scale it first"
         raise NonFiniteGradientError(index, what=what)
-    return restore(wide, grad, index=index)
+    return restore(wide.add_(0.0), grad, index=index)  # -0.0 + 0.0 is 0.0

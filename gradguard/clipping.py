@@ -110,14 +110,8 @@ def _clamped(grad: Tensor, max_abs: float) -> Tensor:
     bound = torch.tensor(min(max_abs, torch.finfo(grad.dtype).max), dtype=torch.float64)
     rounded = bound.to(grad.dtype)
     if rounded > bound:
-        rounded = torch.nextafter(rounded.float(), torch.zeros(())).to(grad.dtype)
-        if rounded > bound:
-            # bfloat16 and float16 lie wider apart than float32: step down in the dtype itself.
-            rounded = _below(bound, grad.dtype)
+        # One step down in the dtype itself: positive numbers are ordered as their bits are.
+        words = {2: torch.int16, 4: torch.int32}[grad.dtype.itemsize]
+        rounded = (rounded.view(words) - 1).view(grad.dtype)
     limit = rounded.item()
     return grad.clamp(-limit, limit)
-
-
-def _below(bound: Tensor, dtype: torch.dtype) -> Tensor:
-    nearest = bound.to(dtype)
-    return (nearest.double() * (1 - torch.finfo(dtype).eps)).to(dtype)

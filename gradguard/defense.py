@@ -20,6 +20,7 @@ from gradguard.optimizer import GuardedOptimizer, guard
 from gradguard.serialization import nearest, transform_from_plain, transform_to_plain
 
 _FIELDS = ("name", "transform")
+_TEXTS = ("name", "pattern")
 
 
 class Attached(NamedTuple):
@@ -149,8 +150,8 @@ def _parsed(parse: Callable[[str], Any], text: str, what: str) -> Any:
 
 def _infinities(value: Any, old: object, new: object) -> Any:
     if isinstance(value, dict):
-        # The name may be any text, "inf" included.
-        return {k: v if k == "name" else _infinities(v, old, new) for k, v in value.items()}
+        # Names and patterns may be any text, "inf" included.
+        return {k: v if k in _TEXTS else _infinities(v, old, new) for k, v in value.items()}
     if isinstance(value, list):
         return [_infinities(v, old, new) for v in value]
     return new if type(value) is type(old) and value == old else value

@@ -40,11 +40,11 @@ def restore(values: Tensor, like: Tensor, *, index: int) -> Tensor:
 
     A layout with gaps or overlaps cannot be kept; it becomes a dense one of the same order.
     """
-    if values.dtype != like.dtype:
-        values = values.to(like.dtype)
-        if not is_finite(values):
-            what = f"does not fit {like.dtype} after the transform"
-            raise NonFiniteGradientError(index, what=what)
+    values = values.to(like.dtype)
+    # Also where the dtype is the same: noise and rescaling may pass the largest number.
+    if not is_finite(values):
+        what = f"does not fit {like.dtype} after the transform"
+        raise NonFiniteGradientError(index, what=what)
     if values.stride() == like.stride():
         return values
     return torch.empty_like(like).copy_(values)

@@ -3,6 +3,7 @@
 Transforming a gradient twice sends something else than intended: a top-k of a top-k, or noise
 upon noise. A flag set on tensors (as some libraries do) is lost by copies and seen by nobody; the
 tensor's own version counter changes with every in-place write, backward's accumulation included.
+Only writes through ``.data`` escape it.
 """
 
 from __future__ import annotations
@@ -21,21 +22,20 @@ def fingerprint(params: Sequence[Tensor]) -> Fingerprint:
     return [(weakref.ref(p.grad), p.grad._version) for p in params if p.grad is not None]
 
 
-def unchanged(params: Sequence[Tensor], since: Fingerprint) -> bool:
-    """Whether there are gradients and all are the very tensors, unwritten since, of ``since``.
+def unchanged(params: Sequence[Tensor], since: Fingerprint) -> list[bool]:
+    """For every gradient that is there: is it a tensor of ``since``, unwritten since then?
 
     >>> import torch
     >>> p = torch.zeros(2, requires_grad=True)
     >>> p.sum().backward()
     >>> before = fingerprint([p])
     >>> unchanged([p], before)
-    True
+    [True]
     >>> p.sum().backward()
     >>> unchanged([p], before)
-    False
+    [False]
     """
+    # By identity, not by position: some gradients may have been removed or added since.
+    seen = {id(grad): version for ref, version in since if (grad := ref()) is not None}
     present = [p.grad for p in params if p.grad is not None]
-    if not present or len(present) != len(since):
-        return False
-    pairs = zip(present, since, strict=True)
-    return all(ref() is grad and version == grad._version for grad, (ref, version) in pairs)
+    return [seen.get(id(grad)) == grad._version for grad in present]

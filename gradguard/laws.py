@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import pickle
+import random
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import gradguard
 from gradguard.checkpoint import check_structure, describe, extended
 from gradguard.core import Chain, Grads, GradTransform, Identity, State, walk
-from gradguard.randomness import RNG_KEY, has_randomness, reseeded
+from gradguard.randomness import RNG_KEY, STATE_BYTES, has_randomness, reseeded
 from gradguard.routing import NamedParameters
 from gradguard.serialization import TRANSFORMS, transform_from_plain, transform_to_plain
 
@@ -92,18 +96,40 @@ def shape_dtype_device_layout(transform: GradTransform, params: NamedParameters)
 
 
 def purity(transform: GradTransform, params: NamedParameters) -> None:
-    """Same in, same out; arguments are not changed, and neither is torch's global generator."""
+    """Same in, same out; arguments are not written to, and no global generator moves."""
     grads, state = _gradients(params), transform.init(params)
     before = copy.deepcopy((grads, state))
-    with torch.random.fork_rng(devices=[]):
-        torch.seed()  # elsewhere than where a transform that seeds it may already have put it
-        world = torch.get_rng_state()
+    versions = [t._version for t in _tensors([grads, state])]
+    with _elsewhere():
+        world = _world()
         transform.init(params)
         first, second = transform.update(grads, state), transform.update(grads, state)
-        still = _same(torch.get_rng_state(), world)
+        still = _same(_world(), world)
     _require(_same(first, second), transform, "purity", "two calls differ")
-    _require(_same((grads, state), before), transform, "purity", "an argument was modified")
-    _require(still, transform, "purity", "torch's global generator moved")
+    # Versions too: a write that happens to change nothing here will change other gradients.
+    untouched = versions == [t._version for t in _tensors([grads, state])]
+    untouched = untouched and _same((grads, state), before)
+    _require(untouched, transform, "purity", "an argument was modified")
+    _require(still, transform, "purity", "a global generator moved")
+
+
+@contextmanager
+def _elsewhere() -> Iterator[None]:
+    """Global generators where no transform that seeds them may already have put them; restored."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.seed()
+        random.seed()
+        np.random.seed()
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def _world() -> list[Any]:
+    return [torch.get_rng_state(), random.getstate(), pickle.dumps(np.random.get_state())]
 
 
 def state_is_plain(transform: GradTransform, params: NamedParameters) -> None:
@@ -137,23 +163,46 @@ def state_grows(transform: GradTransform, params: NamedParameters) -> None:
 
 
 def finite_in_finite_out(transform: GradTransform, params: NamedParameters) -> None:
-    """Finite gradients never become NaN or infinite, all-zero ones included."""
+    """Finite gradients never become NaN or infinite, tiny and huge ones included.
+
+    A huge gradient may be refused with an ArithmeticError, as noise and rescaling have to.
+    """
     state = transform.init(params)
-    for scale in (1.0, 0.0, 1e-4):
+    for scale in (1.0, 0.0, 1e-4, 1e-30):
         grads: Grads = [None if g is None else g * scale for g in _gradients(params)]
         out, state = transform.update(grads, state)
         finite = all(bool(torch.isfinite(g).all()) for g in out if g is not None)
         _require(finite, transform, "finite_in_finite_out", f"scale {scale}")
+    try:
+        huge: Grads = [p.detach().sign() * torch.finfo(p.dtype).max for p in params]
+        out, _ = transform.update(huge, transform.init(params))
+    except ArithmeticError:
+        return
+    finite = all(bool(torch.isfinite(g).all()) for g in out if g is not None)
+    _require(finite, transform, "finite_in_finite_out", "the largest numbers of each dtype")
+
+
+def dropped_coordinates_have_no_sign(transform: GradTransform, params: NamedParameters) -> None:
+    """A coordinate set to zero is +0.0: as -0.0 it would still tell the server its sign."""
+    grads = _gradients(params)
+    out, _ = transform.update(grads, transform.init(params))
+    for name, old, new in zip(params.names, grads, out, strict=True):
+        # Half precision is left out: there, rounding a small value gives -0.0 as well.
+        if old is None or new is None or new.dtype.itemsize < 4:
+            continue
+        signed = bool(((new == 0) & torch.signbit(new) & (old != 0)).any())
+        _require(not signed, transform, "dropped_coordinates_have_no_sign", name)
 
 
 def non_finite_is_refused(transform: GradTransform, params: NamedParameters) -> None:
     """NaN and infinity raise an ArithmeticError; ``Identity`` alone may pass them, bitwise."""
-    index = max(range(len(params)), key=lambda i: params[i].numel())
-    for bad in (float("nan"), float("inf"), -float("inf")):
+    filled = [i for i, p in enumerate(params) if p.numel()]
+    bads = (float("nan"), float("inf"), -float("inf"))
+    for index, bad, at in itertools.product(filled, bads, (0, -1)):
         grads = _gradients(params)
         poisoned = grads[index]
         assert poisoned is not None
-        poisoned[(0,) * poisoned.ndim] = bad
+        poisoned[(at,) * poisoned.ndim] = bad
         try:
             out, _ = transform.update(grads, transform.init(params))
         except ArithmeticError:
@@ -166,6 +215,9 @@ def non_finite_is_refused(transform: GradTransform, params: NamedParameters) -> 
 def randomness_is_fresh(transform: GradTransform, params: NamedParameters) -> None:
     """No seed is a default or shared, streams move on, and a seed reproduces them."""
     state = transform.init(params)
+    found = sum(t.dtype == torch.uint8 and t.numel() == STATE_BYTES for t in _tensors([state]))
+    seen = f"a generator's state is held elsewhere than under the key {RNG_KEY!r}"
+    _require(found == len([*_streams(state)]), transform, "randomness_is_fresh", seen)
     if not has_randomness(state):
         return
     streams = [*_streams(state), *_streams(transform.init(params))]
@@ -201,6 +253,7 @@ LAWS: tuple[Law, ...] = (
     state_structure_is_stable,
     state_grows,
     finite_in_finite_out,
+    dropped_coordinates_have_no_sign,
     non_finite_is_refused,
     randomness_is_fresh,
     values_back_from_text,
@@ -234,6 +287,14 @@ def _list_lengths(state: Any) -> Iterator[int]:
         if isinstance(value, list):
             yield len(value)
         yield from _list_lengths(value)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list):
+        for held in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(held)
 
 
 def _streams(state: State) -> Iterator[Tensor]:

@@ -8,15 +8,16 @@ unknown attributes: ``_step_supports_amp_scaling`` would bring the scaled gradie
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gradguard.aliasing import storages, unaliased
 from gradguard.checkpoint import check_structure, cloned, extended, moved
-from gradguard.core import Grads, GradTransform, State
+from gradguard.core import Chain, Grads, GradTransform, State
 from gradguard.finite import NonFiniteGradientError
 from gradguard.freshness import Fingerprint, fingerprint, unchanged
 from gradguard.randomness import reseeded
@@ -67,7 +68,8 @@ class GuardedOptimizer(Optimizer):
 
     Raises:
         TypeError: ``inner`` is Opacus' DPOptimizer, or a gradient is sparse.
-        RuntimeError: There was no fresh backward pass, or a transform added or dropped a gradient.
+        RuntimeError: A gradient is not from a fresh backward pass; a transform added or dropped a
+            gradient or changed its form; parameters were changed behind the guard's back.
         NonFiniteGradientError: A gradient contains NaN or infinity; nothing has changed then.
     """
 
@@ -90,7 +92,7 @@ class GuardedOptimizer(Optimizer):
         self._known = [] if model is None else list(model.named_parameters())
         self._begin()
         params = self._named()
-        self._count = len(params)
+        self._guarded = list(params)
         self.guard_state: State = transform.init(params)
 
     def _begin(self) -> None:
@@ -113,14 +115,18 @@ class GuardedOptimizer(Optimizer):
         """Transform ``p.grad`` in place now, and return a copy of what may be sent.
 
         For clients that send gradients without stepping. A ``step()`` that follows uses these
-        same gradients and does not transform them again.
+        same gradients and does not transform them again. With GradScaler call
+        ``scaler.unscale_(optimizer)`` first: what is sent has the scale that ``p.grad`` has.
 
         Returns:
             Defended gradients by name where all names are known, else in optimizer order. A
             parameter without gradient is left out of the former and ``None`` in the latter.
         """
-        sent = self._transform_grads()
+        self._transform_grads()
         self._released = True
+        # Copies of what is sent and of nothing else: a view would carry, when it is saved, all
+        # the memory behind it, which may hold what another transform withholds.
+        sent: Grads = [None if p.grad is None else p.grad.detach().clone() for p in self._params()]
         names = self.names
         if names is None:
             return sent
@@ -129,55 +135,87 @@ class GuardedOptimizer(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Transform the gradients and let the inner optimizer step; see :meth:`release`.
 
-        With a closure, every evaluation of it is transformed.
+        With a closure, every evaluation of it is transformed, and ``inner`` sees no gradient from
+        before the first one.
         """
-        if closure is None:
-            if not (self._released and self._is_stale()):
+        released, self._released = self._released, False
+        if closure is not None:
+            result = self._step_with(closure)
+        else:
+            if not (released and all(self._stale())):
                 self._transform_grads()
-            self._released = False
             result = self.inner.step()
-            self._remember()  # some optimizers write to p.grad
-            return result
+        self._remember()  # some optimizers write to p.grad
+        return result
+
+    def _step_with(self, closure: Callable[[], Any]) -> Any:
+        hidden = [(p, p.grad) for p in self._params()]
+
+        def show() -> None:
+            while hidden:
+                p, grad = hidden.pop()
+                p.grad = grad
 
         def guarded() -> Any:  # LBFGS evaluates several times: it must never see a raw gradient
+            show()
             loss = closure()
             self._transform_grads()
             return loss
 
-        self._released = False
-        result = self.inner.step(guarded)
-        self._remember()
+        for p, _ in hidden:
+            p.grad = None
+        try:
+            result = self.inner.step(guarded)
+            if hidden:
+                raise RuntimeError(
+                    f"{type(self.inner).__name__} did not evaluate the closure, so there was no "
+                    "gradient to defend; call backward() and step() without a closure"
+                )
+        finally:
+            show()
         return result
 
     @torch.no_grad()
-    def _transform_grads(self) -> Grads:
+    def _transform_grads(self) -> None:
         params = self._params()
-        if len(params) != self._count:
-            raise RuntimeError(
-                f"the inner optimizer has {len(params)} parameters, the guard knows {self._count}; "
-                "add parameters with add_param_group() of the guard"
-            )
-        if self._is_stale():
+        self._check_params(params)
+        if any(self._stale()):
             raise RuntimeError(_STALE)
         raw: Grads = [p.grad for p in params]
         self._check_dense(raw)
-        defended, state = self._updated(raw)
-        sent: Grads = []
-        for old, new in zip(raw, defended, strict=True):
+        defended, state = unaliased([*self._updated(raw)], memory=storages(raw))
+        self._check_form(raw, defended)
+        # State first and memory last, even if a write fails: the noise is spent by then.
+        self.guard_state = state
+        try:
+            for old, new in zip(raw, defended, strict=True):
+                if old is not None:
+                    old.copy_(new)  # in place: DDP buckets and CUDA graphs alias p.grad
+        finally:
+            self._remember()
+
+    def _check_params(self, params: Sequence[Tensor]) -> None:
+        # By identity: in another order, a layer that is withheld would be sent.
+        known = self._guarded
+        if len(params) != len(known) or any(a is not b for a, b in zip(params, known, strict=True)):
+            raise RuntimeError(
+                f"the inner optimizer has {len(params)} parameters that are not the "
+                f"{len(known)} which the guard knows, in this order; add parameters with "
+                "add_param_group() of the guard, and guard anew after any other change"
+            )
+
+    def _check_form(self, raw: Grads, defended: Grads) -> None:
+        for index, (old, new) in enumerate(zip(raw, defended, strict=True)):
             if (old is None) != (new is None):
                 raise RuntimeError(f"{self.transform!r} added or dropped a gradient")
             if old is None or new is None:
-                sent.append(None)
                 continue
-            # What is returned must not alias p.grad: the next zero_grad() would change it.
-            shared = new.untyped_storage().data_ptr() == old.untyped_storage().data_ptr()
-            sent.append(new.clone() if shared else new)
-        for old, new in zip(raw, sent, strict=True):
-            if old is not None and new is not None:
-                old.copy_(new)  # in place: DDP buckets and CUDA graphs alias p.grad
-        self.guard_state = state
-        self._remember()
-        return sent
+            before, after = (tuple(old.shape), old.dtype), (tuple(new.shape), new.dtype)
+            if before != after:  # copy_ would broadcast and cast without a word
+                raise RuntimeError(
+                    f"{self.transform!r} changed the gradient of parameter {index}: expected "
+                    f"{before}, got {after}"
+                )
 
     def _updated(self, raw: Grads) -> tuple[Grads, State]:
         try:
@@ -196,7 +234,7 @@ class GuardedOptimizer(Optimizer):
                     "build the embedding with sparse=False"
                 )
 
-    def _is_stale(self) -> bool:
+    def _stale(self) -> list[bool]:
         return unchanged(self._params(), self._seen)
 
     def _remember(self) -> None:
@@ -234,18 +272,27 @@ class GuardedOptimizer(Optimizer):
         except Exception:
             self.inner.param_groups.pop()  # a refused group must not train unguarded
             raise
-        self._count = len(params)
+        self._guarded = list(params)
 
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's state and a copy of the guard's, under the key ``gradguard``."""
-        return {**self.inner.state_dict(), _KEY: cloned(self.guard_state)}
+        return {**self.inner.state_dict(), _KEY: cloned(self._labelled(self.guard_state))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load both states; a checkpoint of another chain of transforms raises ``ValueError``."""
-        expected = self.transform.init(self._named())
+        expected = self._labelled(self.transform.init(self._named()))
         check_structure(state_dict.get(_KEY), expected)
         self.inner.load_state_dict({k: v for k, v in state_dict.items() if k != _KEY})
-        self.guard_state = moved(state_dict[_KEY], expected)
+        state = moved(state_dict[_KEY], expected)
+        self.guard_state = state if isinstance(self.transform, Chain) else state[self._label]
+
+    @property
+    def _label(self) -> str:
+        return f"0:{type(self.transform).__name__}"
+
+    def _labelled(self, state: State) -> State:
+        # As a chain of one: the states of many transforms look alike without their names.
+        return state if isinstance(self.transform, Chain) else {self._label: state}
 
     def _params(self) -> list[Tensor]:
         return [p for group in self.inner.param_groups for p in group["params"]]
@@ -254,7 +301,7 @@ class GuardedOptimizer(Optimizer):
         return named_parameters(self.inner.param_groups, known=self._known)
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("inner", "transform", "guard_state", "_known", "_count")
+        kept = ("inner", "transform", "guard_state", "_known", "_guarded")
         return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

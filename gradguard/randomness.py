@@ -24,7 +24,7 @@ from torch import Tensor
 
 from gradguard.core import State
 
-_BYTES = 5056  # torch's CPU generator state; as 64-bit words:
+STATE_BYTES = 5056  # torch's CPU generator state; as 64-bit words:
 _SEED, _FLAGS, _NEXT = 0, 1, 2  # seed | words left (low half) and seeded (high half) | position
 _WORDS = slice(3, 627)  # the 624 words of the twister, 32 bits in each
 _REST = slice(627, 632)  # a cached normal draw
@@ -92,7 +92,7 @@ def has_randomness(state: Any) -> bool:
 
 def _state_of(entropy: bytes) -> Tensor:
     _check_layout()
-    words = np.zeros(_BYTES // 8, dtype=np.int64)
+    words = np.zeros(STATE_BYTES // 8, dtype=np.int64)
     words[_FLAGS] = _READY
     words[_WORDS] = np.frombuffer(entropy, dtype=np.uint32)
     return torch.from_numpy(words).view(torch.uint8)
@@ -107,14 +107,16 @@ def _check_layout() -> None:
     if _layout_checked:
         return
     state = torch.Generator().manual_seed(1).get_state()
-    words = state.numpy().view(np.int64) if state.numel() == _BYTES else np.zeros(632, np.int64)
+    words = (
+        state.numpy().view(np.int64) if state.numel() == STATE_BYTES else np.zeros(632, np.int64)
+    )
     twister = words[_WORDS]
     # The Mersenne Twister's own seeding rule, second word: 1812433253 * (s ^ s >> 30) + 1, s = 1.
     expected = (1, _READY, 0, 1, (1812433253 + 1) % 2**32)
     if (*words[:3], twister[0], twister[1]) != expected or twister.max() >= 2**32:
         raise RuntimeError(
             f"torch {torch.__version__} lays out its CPU generator state differently: expected "
-            f"{_BYTES} bytes with 624 words from byte 24, got {state.numel()} bytes. Use a "
+            f"{STATE_BYTES} bytes with 624 words from byte 24, got {state.numel()} bytes. Use a "
             "version of torch that gradguard was tested with"
         )
     _layout_checked = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -25,6 +26,11 @@ class NamedParameters(Sequence[Tensor]):
     def __init__(self, named: dict[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
         pairs = list(named.items() if isinstance(named, dict) else named)
         self.names = tuple(name for name, _ in pairs)
+        if twice := [name for name, times in Counter(self.names).items() if times > 1]:
+            raise ValueError(
+                f"two parameters are called {twice[0]!r}, so a message by name would lose one; "
+                "give the optimizer names from one model that holds them all"
+            )
         self._tensors: list[Tensor] = [tensor for _, tensor in pairs]
 
     @overload

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given
@@ -60,3 +62,11 @@ def test_golden_values_of_float8() -> None:
 def test_an_unknown_format_is_refused() -> None:
     with pytest.raises(ValueError, match="float8_e4m3fn"):
         Cast("float8")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", get_args(Format))
+def test_a_value_too_small_for_the_format_becomes_a_zero_without_a_sign(dtype: Format) -> None:
+    (out,), _ = Cast(dtype).update([torch.tensor([-1e-44, 1e-44])], {})
+    assert out is not None
+    assert out.tolist() == [0.0, 0.0]
+    assert not bool(torch.signbit(out).any())

@@ -73,6 +73,20 @@ def test_no_coordinate_exceeds_max_abs(given_grads: Grads, max_abs: float) -> No
             assert after == before
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@given(max_abs=st.floats(1e-9, 10.0))
+def test_every_half_precision_value_within_the_bound_is_unchanged_and_none_exceeds_it(
+    dtype: torch.dtype, max_abs: float
+) -> None:
+    top = 0x7C00 if dtype == torch.float16 else 0x7F80  # the bits of infinity
+    every = torch.arange(top, dtype=torch.int16).view(dtype)
+    (out,), _ = ClipByValue(max_abs).update([every], {})
+    assert out is not None
+    within = every.double() <= max_abs
+    assert torch.equal(out[within], every[within])
+    assert bool((out.double() <= max_abs).all())
+
+
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
 def test_bounds_must_be_positive(value: float) -> None:
     with pytest.raises(ValueError, match="max_norm must be positive"):

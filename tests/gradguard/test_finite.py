@@ -5,7 +5,15 @@ import pickle
 import pytest
 import torch
 
-from gradguard import Grads, NonFiniteGradientError
+from gradguard import (
+    AddGaussian,
+    AddLaplace,
+    Grads,
+    GradTransform,
+    KeepRandomK,
+    NonFiniteGradientError,
+    Sign,
+)
 from gradguard.elementwise import map_present, restore
 from gradguard.finite import check_finite, is_finite
 
@@ -56,3 +64,22 @@ def test_expanded_gradients_are_transformed_without_writing_through() -> None:
     (out,) = map_present(lambda g: g * 2, [grad])
     assert out is not None
     assert out.tolist() == [[2.0, 2.0]] * 3
+
+
+@pytest.mark.parametrize(
+    ("transform", "value"),
+    [(AddGaussian(3e38), 3e38), (AddLaplace(3e38), 3e38), (KeepRandomK(0.1), 3e38)],
+    ids=repr,
+)
+def test_a_result_past_the_largest_number_is_refused_and_not_sent_as_infinity(
+    transform: GradTransform, value: float
+) -> None:
+    grad = torch.full((1000,), value)
+    with pytest.raises(NonFiniteGradientError, match=r"does not fit torch\.float32"):
+        transform.update([grad], transform.init([grad]))
+
+
+def test_the_sign_of_float64_whose_sum_overflows_is_refused() -> None:
+    grad = torch.full((3,), 1.7e308, dtype=torch.float64)
+    with pytest.raises(NonFiniteGradientError, match=r"does not fit torch\.float64"):
+        Sign().update([grad], {})

@@ -160,3 +160,24 @@ def test_draws_come_from_the_state_alone() -> None:
     assert second[0] is not None
     assert torch.equal(first[0], second[0])
     assert generator(after["rng"]).initial_seed() == 0  # says nothing about the stream
+
+
+@dataclass(frozen=True)
+class Undefined:
+    """Zero divided by zero."""
+
+    def init(self, params: Sequence[Tensor]) -> State:
+        return {}
+
+    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        return [None if g is None else g * 0 / 0 for g in grads], state
+
+
+def test_nan_is_not_taken_for_unbiased() -> None:
+    with pytest.raises(LawBrokenError, match="off by nan"):
+        check_unbiased(Undefined(), grad=torch.ones(3), draws=100)
+
+
+def test_one_draw_is_too_few_to_tell_a_bias() -> None:
+    with pytest.raises(ValueError, match="at least 100"):
+        check_unbiased(Sign(), grad=torch.tensor([1.0, 3.0]), draws=1)

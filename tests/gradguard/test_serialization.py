@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from gradguard import (
     Cast,
     ClipByGlobalNorm,
+    ClipByValue,
     Defense,
     ErrorFeedback,
     GradTransform,
@@ -136,3 +137,8 @@ def test_equal_defences_compare_equal_however_they_were_written() -> None:
     assert one == Defense("x", transform=[Withhold("a.*")])
     assert one == Defense("x", transform=chain(Withhold("a.*")))
     assert hash(one) == hash(Defense("x", transform=(Withhold("a.*"),)))
+
+
+def test_a_pattern_that_spells_infinity_stays_a_pattern() -> None:
+    defence = Defense("inf", transform=[Withhold("inf"), Only("inf", ClipByValue(math.inf))])
+    assert Defense.from_json(defence.to_json()) == defence

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from gradguard import AddGaussian, Grads, Identity, NonFiniteGradientError, State
 from gradguard.elementwise import map_present
+from gradguard.finite import check_finite
 from gradguard.randomness import generator, seeded_rng
 from gradguard.strategies import transforms
 from gradguard.testing import LawBrokenError, check_transform
@@ -111,7 +114,73 @@ class Mutable(Sound):
         return map_present(lambda g: g * len(self.memory), grads), state
 
 
+class ClampsInPlace(Sound):
+    """Writes to its argument, though it changes nothing in gradients as small as the examples."""
+
+    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        return map_present(
+            lambda g: g, [None if g is None else g.clamp_(-99, 99) for g in grads]
+        ), (state)
+
+
+class SeedsNumpy(Sound):
+    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        np.random.seed(0)
+        return map_present(lambda g: g + float(np.random.rand()), grads), state
+
+
+class SeedsPython(Sound):
+    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        random.seed(0)
+        return map_present(lambda g: g + random.random(), grads), state
+
+
+class HiddenStream(Sound):
+    """Under another key no reseed() finds it: every client has the same noise."""
+
+    def init(self, params: Sequence[Tensor]) -> State:
+        return {"generator": seeded_rng(0)}
+
+    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        rng = generator(state["generator"])
+        out = map_present(lambda g: g + torch.randn(g.shape, generator=rng), grads)
+        return out, {"generator": rng.get_state()}
+
+
+class LeaksSigns(Sound):
+    """Half of the coordinates are dropped, and their signs are sent as -0.0."""
+
+    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        return map_present(lambda g: g * (g.abs() > g.abs().median()), grads), state
+
+
+class ChecksTheFirstTensorOnly(Sound):
+    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        check_finite(grads[:1])
+        return list(grads), state
+
+
+class ChecksTheFirstElementOnly(Sound):
+    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        check_finite([None if g is None else g.reshape(-1)[:1] for g in grads])
+        return list(grads), state
+
+
+class OverflowsSquares(Sound):
+    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        check_finite(grads)
+        return [None if g is None else g * g.square().sum().clamp(min=1) for g in grads], state
+
+
 BROKEN = [
+    (ClampsInPlace(0.5), "purity"),
+    (SeedsNumpy(0.5), "purity"),
+    (SeedsPython(0.5), "purity"),
+    (HiddenStream(0.5), "randomness_is_fresh"),
+    (LeaksSigns(0.5), "dropped_coordinates_have_no_sign"),
+    (ChecksTheFirstTensorOnly(0.5), "non_finite_is_refused"),
+    (ChecksTheFirstElementOnly(0.5), "non_finite_is_refused"),
+    (OverflowsSquares(0.5), "finite_in_finite_out"),
     (DropsLast(0.5), "presence"),
     (AlwaysFloat32(0.5), "shape_dtype_device_layout"),
     (Flattens(0.5), "shape_dtype_device_layout"),

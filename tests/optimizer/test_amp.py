@@ -62,17 +62,29 @@ def test_identity_guard_under_a_scaler_is_bitwise_the_bare_optimizer(
     assert same(*runs)
 
 
+def test_unscaled_gradients_can_be_released_and_are_then_stepped_as_they_are() -> None:
+    spy, model = Spy(), network()
+    optimizer = guard(MAKE["sgd"](model.parameters()), spy)
+    scaler = GradScaler("cpu", init_scale=1024.0)
+    differentiate(scaler.scale(loss_of(model)))
+    scaler.unscale_(optimizer)
+    optimizer.release()
+    scaler.step(optimizer)
+    scaler.update()
+    assert len(spy.seen) == 1
+
+
 @pytest.mark.parametrize("unscale", [False, True])
 @pytest.mark.parametrize("name", MAKE)
 def test_overflow_skips_the_step_and_spends_no_noise(name: str, unscale: bool) -> None:
     model = network()
     optimizer = guard(MAKE[name](model.parameters()), AddGaussian(1.0))
-    before = optimizer.state_dict()["gradguard"]["rng"]
+    before = optimizer.state_dict()["gradguard"]["0:AddGaussian"]["rng"]
     weights = [p.detach().clone() for p in model.parameters()]
     scaler = GradScaler("cpu", init_scale=1024.0)
     _step(model, optimizer, scaler, unscale=unscale, factor=float("inf"))
     assert same(weights, list(model.parameters()))
-    assert torch.equal(before, optimizer.state_dict()["gradguard"]["rng"])
+    assert torch.equal(before, optimizer.state_dict()["gradguard"]["0:AddGaussian"]["rng"])
     assert scaler.get_scale() == 512.0
     _step(model, optimizer, scaler, unscale=unscale)
-    assert not torch.equal(before, optimizer.state_dict()["gradguard"]["rng"])
+    assert not torch.equal(before, optimizer.state_dict()["gradguard"]["0:AddGaussian"]["rng"])

@@ -91,6 +91,25 @@ def test_loading_into_another_chain_fails_and_shows_both(other: GradTransform) -
     assert f"expected {{{'0:' if before['gradguard'] else ''}" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("saved", "other"),
+    [(Sign(), Identity()), (AddGaussian(0.1), Quantize(4)), (AddGaussian(0.1), AddLaplace(0.1))],
+)
+def test_loading_into_another_single_transform_fails_though_the_states_look_alike(
+    saved: GradTransform, other: GradTransform
+) -> None:
+    checkpoint = _guarded(network(), saved).state_dict()
+    with pytest.raises(ValueError, match=f"expected {{0:{type(other).__name__}"):
+        _guarded(network(), other).load_state_dict(checkpoint)
+
+
+def test_a_transform_and_the_chain_of_it_share_checkpoints() -> None:
+    single, chained = (_guarded(network(), t) for t in (AddGaussian(0.1), chain(AddGaussian(0.1))))
+    chained.load_state_dict(single.state_dict())
+    single.load_state_dict(chained.state_dict())
+    assert torch.equal(single.guard_state["rng"], chained.guard_state["0:AddGaussian"]["rng"])
+
+
 def test_loading_a_bare_optimizers_checkpoint_fails() -> None:
     bare = torch.optim.Adam(network().named_parameters(), lr=0.01)
     with pytest.raises(ValueError, match="no guard state"):
@@ -181,6 +200,7 @@ def test_add_param_group_grows_residuals_and_keeps_the_random_stream() -> None:
     assert torch.equal(before["2:AddGaussian"]["rng"], after["2:AddGaussian"]["rng"])
     assert optimizer.names is not None
     assert optimizer.names[-2:] == ("extra.weight", "extra.bias")
+    optimizer.zero_grad()
     extra(torch.ones(1, 2)).sum().backward()
     optimizer.step()
 
@@ -191,7 +211,7 @@ def test_added_parameters_are_routed_by_name() -> None:
     body = torch.optim.SGD(model[0].named_parameters(prefix="0"), lr=0.1)
     optimizer = guard(body, Only("*.bias", Sign()))
     optimizer.add_param_group({"params": head})
-    selected = optimizer.state_dict()["gradguard"]["selected"]
+    selected = optimizer.state_dict()["gradguard"]["0:Only"]["selected"]
     assert selected == [False, True, False, True]
 
 

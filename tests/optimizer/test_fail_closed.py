@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -23,7 +23,7 @@ from gradguard import (
     chain,
     guard,
 )
-from tests.optimizer.training import Spy, backward, network, same, train
+from tests.optimizer.training import Spy, backward, differentiate, loss_of, network, same, train
 
 
 @dataclass(frozen=True)
@@ -200,12 +200,12 @@ def test_non_finite_gradients_are_refused_by_name_and_change_nothing(bad: float)
     assert grad is not None
     grad[1] = bad
     before = [p.detach().clone() for p in model.parameters()]
-    rng = optimizer.state_dict()["gradguard"]["rng"]
+    rng = optimizer.state_dict()["gradguard"]["0:AddGaussian"]["rng"]
     with pytest.raises(NonFiniteGradientError, match=r"parameter 3 \('2.bias'\)") as caught:
         optimizer.step()
     assert (caught.value.index, caught.value.name) == (3, "2.bias")
     assert same(before, list(model.parameters()))
-    assert torch.equal(rng, optimizer.state_dict()["gradguard"]["rng"])
+    assert torch.equal(rng, optimizer.state_dict()["gradguard"]["0:AddGaussian"]["rng"])
 
 
 def test_identity_passes_nan_as_the_bare_optimizer_does() -> None:
@@ -222,6 +222,165 @@ def test_parameters_added_behind_the_guards_back_are_refused() -> None:
     backward(model, optimizer)
     with pytest.raises(RuntimeError, match=r"add_param_group\(\) of the guard"):
         optimizer.step()
+
+
+def test_parameters_put_in_another_order_are_refused() -> None:
+    """Otherwise the zeros meant for one layer would go to another, and that layer would be sent."""
+    model = network()
+    optimizer = guard(torch.optim.SGD(model.parameters(), lr=0.1), Withhold("2.*"), model=model)
+    optimizer.param_groups[0]["params"].reverse()
+    backward(model, optimizer)
+    with pytest.raises(RuntimeError, match="in this order"):
+        optimizer.step()
+
+
+def test_one_gradient_that_was_already_transformed_is_enough_to_refuse() -> None:
+    model = network()
+    optimizer = guard(torch.optim.SGD(model.parameters(), lr=0.1), Sign())
+    train(model, optimizer, steps=1)
+    model[0].bias.grad = None
+    with pytest.raises(RuntimeError, match="already transformed"):
+        optimizer.step()
+    model[0](torch.ones(1, 4)).sum().backward()  # the other layer still holds what was sent
+    with pytest.raises(RuntimeError, match="already transformed"):
+        optimizer.step()
+
+
+def test_a_released_tensor_carries_nothing_of_what_is_withheld() -> None:
+    """torch.save writes all the memory behind a view, so a released tensor must not be a view."""
+    model = network()
+    defence = chain(KeepTopK(1.0), Withhold("2.*"))
+    optimizer = guard(torch.optim.SGD(model.named_parameters(), lr=0.1), defence)
+    backward(model, optimizer)
+    sent = optimizer.release()
+    assert isinstance(sent, dict)
+    for tensor in sent.values():
+        assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.itemsize
+
+
+@dataclass(frozen=True)
+class Inline:
+    """Whatever a test needs, as a transform."""
+
+    function: Callable[[Grads], Grads]
+
+    def init(self, params: Sequence[Tensor]) -> State:
+        return {}
+
+    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        return self.function(grads), state
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda g: [x.mean() for x in g], lambda g: [x.double() for x in g]],
+    ids=["shape", "dtype"],
+)
+def test_a_transform_that_changes_the_form_of_a_gradient_raises(
+    function: Callable[[Grads], Grads],
+) -> None:
+    p = nn.Parameter(torch.ones(2))
+    optimizer = guard(torch.optim.SGD([p], lr=0.1), Inline(function))
+    p.grad = torch.tensor([1.0, 3.0])
+    with pytest.raises(RuntimeError, match="changed the gradient of parameter 0"):
+        optimizer.step()
+    assert p.grad.tolist() == [1.0, 3.0]
+
+
+def test_a_transform_may_return_its_arguments_in_another_order() -> None:
+    a, b = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+    optimizer = guard(torch.optim.SGD([a, b], lr=1.0), Inline(lambda g: g[::-1]))
+    a.grad, b.grad = torch.tensor([1.0]), torch.tensor([2.0])
+    optimizer.step()
+    assert (a.item(), b.item()) == (-2.0, -1.0)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Sends what changed since the last gradient, which it keeps in its state as it is."""
+
+    def init(self, params: Sequence[Tensor]) -> State:
+        return {"last": [torch.zeros_like(p) for p in params]}
+
+    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        pairs = zip(grads, state["last"], strict=True)
+        return [None if g is None else g - last for g, last in pairs], {"last": list(grads)}
+
+
+def test_a_gradient_kept_in_the_state_is_not_written_to() -> None:
+    p = nn.Parameter(torch.zeros(1))
+    optimizer = guard(torch.optim.SGD([p], lr=0.1), Difference())
+    sent = []
+    for value in (3.0, 5.0, 6.0):
+        optimizer.zero_grad(set_to_none=False)
+        (p * value).sum().backward()
+        sent += [g.item() for g in optimizer.release() if isinstance(g, Tensor)]
+    assert sent == [3.0, 2.0, 1.0]
+
+
+def test_a_write_that_fails_half_way_spends_the_noise_and_refuses_a_retry() -> None:
+    a, b = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+    optimizer = guard(torch.optim.SGD([a, b], lr=0.1), AddGaussian(1.0))
+    a.grad, b.grad = torch.zeros(2), torch.zeros(1).expand(2)  # torch cannot write to the latter
+    before = optimizer.guard_state["rng"]
+    with pytest.raises(RuntimeError, match="single memory location"):
+        optimizer.step()
+    assert not torch.equal(before, optimizer.guard_state["rng"])
+    with pytest.raises(RuntimeError, match="already transformed"):
+        optimizer.step()
+
+
+class Early(torch.optim.SGD):
+    """Looks at p.grad before it evaluates the closure, or never evaluates it."""
+
+    def __init__(self, params: Iterable[Tensor], evaluate: bool) -> None:
+        super().__init__(params, lr=0.1)
+        self.evaluate, self.seen = evaluate, list[Tensor | None]()
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        self.seen += [p.grad for p in self.param_groups[0]["params"]]
+        if self.evaluate and closure is not None:
+            with torch.enable_grad():
+                closure()
+        super().step()
+
+
+@pytest.mark.parametrize("evaluate", [True, False])
+def test_gradients_from_before_a_closure_are_not_seen_by_the_inner_optimizer(
+    evaluate: bool,
+) -> None:
+    model = network()
+    inner = Early(model.parameters(), evaluate)
+    optimizer = guard(inner, Sign())
+    backward(model, optimizer)
+    raw = [p.grad for p in model.parameters()]
+    if evaluate:
+        optimizer.step(lambda: backward(model, optimizer))
+    else:
+        with pytest.raises(RuntimeError, match="Early did not evaluate the closure"):
+            optimizer.step(lambda: backward(model, optimizer))
+        assert all(p.grad is g for p, g in zip(model.parameters(), raw, strict=True))
+    assert inner.seen == [None] * 4
+
+
+def test_gradients_from_before_a_closure_are_accumulated_into_by_it() -> None:
+    model, spy = network(), Spy()
+    optimizer = guard(torch.optim.SGD(model.parameters(), lr=0.1), spy)
+    backward(model, optimizer)
+    single = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    def closure() -> None:
+        differentiate(loss_of(model))
+
+    optimizer.step(closure)
+    (seen,) = spy.seen
+    assert same([2 * g for g in single], [g for g in seen if g is not None])
+
+
+def test_two_parameters_of_one_name_are_refused() -> None:
+    groups = [{"params": nn.Linear(2, 2).named_parameters()} for _ in range(2)]
+    with pytest.raises(ValueError, match="two parameters are called 'weight'"):
+        guard(torch.optim.SGD(groups, lr=0.1), Sign())
 
 
 def test_patterns_without_names_are_refused() -> None:
