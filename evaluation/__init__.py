@@ -6,6 +6,7 @@ from gradguard.evaluation.data import load_digits as load_digits
 from gradguard.evaluation.data import load_npz as load_npz
 from gradguard.evaluation.errors import UnusableInputError as UnusableInputError
 from gradguard.evaluation.evaluate import InterruptedStudyError as InterruptedStudyError
+from gradguard.evaluation.evaluate import StoppedStudyError as StoppedStudyError
 from gradguard.evaluation.evaluate import evaluate as evaluate
 from gradguard.evaluation.report import AttackScore as AttackScore
 from gradguard.evaluation.report import Report as Report

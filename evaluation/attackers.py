@@ -43,7 +43,7 @@ def select_attacks(spec: AttackSpec) -> dict[str, Attack]:
         chosen = every
     else:
         for name in spec.attackers:
-            if name not in every:
+            if not isinstance(name, str) or name not in every:
                 raise unknown("attacker", str(name), every)
         blind = {attack_name(a) for a in BASELINES}
         chosen = {n: a for n, a in every.items() if n in blind or n in spec.attackers}

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
-from gradguard import NonFiniteGradientError
+from gradguard import Defense, NonFiniteGradientError
 from gradguard.attacks.threat import Attack
 from gradguard.evaluation.attackers import select_attacks
 from gradguard.evaluation.batches import Batch, draw_batches
 from gradguard.evaluation.data import Data, load_digits, load_npz
 from gradguard.evaluation.errors import UnusableInputError, one_line
-from gradguard.evaluation.memo import GradientMemo
+from gradguard.evaluation.memo import GradientMemo, MemoisedClient
 from gradguard.evaluation.models import Factory, build_model, find_factory
 from gradguard.evaluation.seeding import derive
 from gradguard.evaluation.split import Split, check_room, split
@@ -165,10 +165,22 @@ def load_data(study: Study) -> Data:
 
 def _try_defenses(bench: Bench) -> None:
     """One message of every defence, so that a pattern that fits no parameter is found now."""
-    model = bench.fresh_model(0)
-    inputs, labels = bench.data.images[:2], bench.data.labels[:2]
-    for defense in bench.study.defenses:
+    model, study = bench.fresh_model(0), bench.study
+    # The smallest batch: layers such as BatchNorm cannot train on a single image.
+    size = min(*study.attack.batch_sizes, study.training.batch_size)
+    inputs, labels = bench.data.images[:size], bench.data.labels[:size]
+    _try_training(model, inputs.clone(), labels.clone())
+    for defense in study.defenses:
         try:
-            defense.client(model, seed=0)(inputs, labels)
+            MemoisedClient(defense.client(model, seed=0), GradientMemo(0))(inputs, labels)
         except (ValueError, NonFiniteGradientError) as error:
             raise UnusableInputError(f"defence {defense.name!r}: {one_line(error)}") from error
+
+
+def _try_training(model: nn.Module, inputs: Tensor, labels: Tensor) -> None:
+    try:
+        Defense("none", transform=[]).client(model, seed=0).gradients(inputs, labels)
+    except Exception as error:  # the user's forward pass may raise anything
+        raise UnusableInputError(
+            f"model: failed to train on a batch of {len(labels)}: {one_line(error)}"
+        ) from error

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from gradguard import Defense
+from gradguard import Defense, NonFiniteGradientError
 from gradguard.attacks.threat import FittedAttack, Knowledge, NotApplicableError, Observation
 from gradguard.evaluation.batches import Batch
 from gradguard.evaluation.bench import Bench, Cell
-from gradguard.evaluation.errors import one_line
+from gradguard.evaluation.errors import UnusableInputError, one_line
 from gradguard.evaluation.memo import MemoisedClient
 from gradguard.evaluation.metrics import success
 from gradguard.evaluation.progress import Progress
@@ -40,14 +40,23 @@ def attack_cell(bench: Bench, cell: Cell, defense: Defense, progress: Progress) 
     - the victims' noise and the noise in the attacker's simulations are independent streams;
     - the attacker is fitted on auxiliary images only;
     - an attack that cannot be mounted is reported with its reason and has no score.
+
+    Raises:
+        UnusableInputError: A gradient or message is not finite.
     """
     found: dict[str, dict[str, list[np.ndarray]]] = {name: {} for name in SETS}
     skipped: dict[str, str] = {}
     for repeat in range(bench.study.attacked_seeds):
-        fitted = _fit(bench, cell, defense, repeat, skipped, progress)
-        for name in SETS:
-            for attack, scores in _score(bench, cell, defense, repeat, name, fitted).items():
-                found[name].setdefault(attack, []).append(scores)
+        try:
+            fitted = _fit(bench, cell, defense, repeat, skipped, progress)
+            for name in SETS:
+                for attack, scores in _score(bench, cell, defense, repeat, name, fitted).items():
+                    found[name].setdefault(attack, []).append(scores)
+        except NonFiniteGradientError as error:
+            raise UnusableInputError(
+                f"defence {defense.name!r} cannot be attacked ({cell.stage}, {cell.composition}, "
+                f"B = {cell.batch_size}): {one_line(error)}"
+            ) from error
     stacked = [
         {attack: np.stack(s) for attack, s in found[name].items() if attack not in skipped}
         for name in SETS
@@ -82,7 +91,10 @@ def _fit(
         progress.doing(f"{defense.name}: {name}")
         if name not in skipped:
             try:
-                fitted[name] = attack.fit(knowledge)
+                # An attack's own passes through a model with dropout draw from the global state.
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(knowledge.seed)
+                    fitted[name] = attack.fit(knowledge)
             except NotApplicableError as error:
                 skipped[name] = one_line(error)
         progress.advance()

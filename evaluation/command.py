@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from gradguard.attacks.head import find_head
 from gradguard.evaluation.bench import load_data
 from gradguard.evaluation.errors import UnusableInputError
-from gradguard.evaluation.evaluate import InterruptedStudyError, evaluate
+from gradguard.evaluation.evaluate import InterruptedStudyError, StoppedStudyError, evaluate
 from gradguard.evaluation.models import build_model, find_factory
 from gradguard.evaluation.output import check_writable, write_report
 from gradguard.evaluation.progress import Bar
@@ -49,6 +53,9 @@ def run_evaluate(
             raise
         _deliver(interrupt.report, out)
         return INTERRUPTED
+    except StoppedStudyError as stopped:
+        _deliver(stopped.report, out)
+        raise (stopped.__cause__ or stopped) from None
     _deliver(report, out)
     return 0
 
@@ -59,16 +66,36 @@ def _default_jobs() -> int:
 
 
 def _deliver(report: Report, out: Path) -> None:
+    """Write the report, then show it: a terminal that is gone must not cost the files."""
     console = make_console()
-    print_report(report, console)
+    with _uninterrupted():
+        try:
+            paths = write_report(report, out)
+        except OSError as error:
+            # What cannot be kept is at least shown.
+            print_report(report, console)
+            why = error.strerror or type(error).__name__
+            raise UnusableInputError(f"{out}: the report could not be written ({why})") from error
+    written = ", ".join(str(path) for path in paths)
     try:
-        paths = write_report(report, out)
+        print_report(report, console)
+        console.print(f"Written: {written}", soft_wrap=True, markup=False)
     except OSError as error:
         why = error.strerror or type(error).__name__
-        raise UnusableInputError(f"{out}: the report could not be written ({why})") from error
-    console.print(
-        f"Written: {', '.join(str(path) for path in paths)}", soft_wrap=True, markup=False
-    )
+        raise UnusableInputError(f"written: {written}, but not shown ({why})") from error
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C is often pressed twice; the second is not to stop what the first one asked for."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread is ever interrupted, and only it may say how
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _study(path: Path | None, *, data: Path | None, model: str | None, seed: int | None) -> Study:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +78,12 @@ def _check_labels(name: str, labels: Tensor, num_classes: int) -> None:
         raise UnusableInputError(
             f"{name}: label {wrong} is outside 0..{num_classes - 1}; number the classes from 0"
         )
+    if num_classes * MIN_PER_CLASS > len(labels):
+        # Before counting: one stray label of a billion would ask for a billion counters.
+        raise UnusableInputError(
+            f"{name}: {len(labels)} images are too few for classes 0..{num_classes - 1}, of at "
+            f"least {MIN_PER_CLASS} images each; number the classes from 0 without gaps"
+        )
     counts = torch.bincount(labels, minlength=num_classes)
     scarce = int(counts.argmin())
     # A class without images would make a batch generator draw from nothing.
@@ -136,9 +141,9 @@ def load_npz(path: Path, *, classes: int | None = None) -> Data:
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise UnusableInputError(f"{path}: no such file; give an .npz with images and labels")
     try:
+        if not path.is_file():  # a pipe would be waited for without end
+            raise FileNotFoundError
         # Opened here: numpy leaves the file open where the content is no archive. For .npy
         # content it returns a bare array, which has no __enter__.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -148,12 +153,17 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
                     f"{path}: expected arrays 'images' and 'labels', got {sorted(archive)}; "
                     f"add {' and '.join(map(repr, missing))}"
                 )
-            return {key: archive[key] for key in ("images", "labels")}
+            # A member that is no array comes as bytes; asarray gives it a type to complain of.
+            return {key: np.asarray(archive[key]) for key in ("images", "labels")}
     except UnusableInputError:
         raise
-    except (ValueError, OSError, EOFError, KeyError, AttributeError, TypeError) as error:
-        raise UnusableInputError(f"{path}: not a readable .npz: {one_line(error)}") from error
-    except zipfile.BadZipFile as error:
+    except FileNotFoundError as error:
+        raise UnusableInputError(
+            f"{path}: no such file; give an .npz with images and labels"
+        ) from error
+    except Exception as error:
+        # Each way to damage an archive has its own exception: zlib's, lzma's, RuntimeError where
+        # it is encrypted, MemoryError where a header claims more than there can be.
         raise UnusableInputError(f"{path}: not a readable .npz: {one_line(error)}") from error
 
 

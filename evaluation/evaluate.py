@@ -19,6 +19,14 @@ from gradguard.evaluation.study import Study
 from gradguard.evaluation.work import working
 
 
+class StoppedStudyError(RuntimeError):
+    """A study that cannot go on, for the reason in ``__cause__``; ``report`` holds what it has."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(f"stopped after {len(report.rows)} finished rows")
+        self.report = report
+
+
 class InterruptedStudyError(KeyboardInterrupt):
     """Ctrl-C during a study; ``report`` holds the rows that were finished."""
 
@@ -77,6 +85,7 @@ def evaluate(
 
     Raises:
         UnusableInputError: The study, its data or its model cannot be used.
+        StoppedStudyError: Something failed after the first row; it holds the finished rows.
         InterruptedStudyError: Ctrl-C; a ``KeyboardInterrupt`` that holds the finished rows.
     """
     if jobs < 1:
@@ -96,6 +105,11 @@ def evaluate(
         _run(bench, rows, progress, jobs)
     except KeyboardInterrupt as interrupt:
         raise InterruptedStudyError(report(complete=False)) from interrupt
+    except Exception as error:
+        if not rows:
+            raise
+        # Whatever went wrong with this row, hours may lie behind the others.
+        raise StoppedStudyError(report(complete=False)) from error
     return report(complete=True)
 
 

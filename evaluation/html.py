@@ -8,7 +8,7 @@ from html import escape as _escape
 from importlib import resources
 
 from gradguard.evaluation.report import Report, Row
-from gradguard.evaluation.sentences import cell_words, closing_line, leaks, sentences
+from gradguard.evaluation.sentences import cell_words, closing_line, sentences, tone
 from gradguard.evaluation.svg import scatter
 from gradguard.evaluation.table import accuracy_text, behind, by_cell, with_interval
 
@@ -96,7 +96,7 @@ def _table(rows: Sequence[Row]) -> str:
 
 
 def _table_row(row: Row) -> str:
-    kind = "leaks" if leaks(row) else "quiet"
+    kind = tone(row)
     cells = [
         _text(row.defense),
         _text(row.stage),
@@ -136,8 +136,9 @@ def _method(report: Report) -> str:
         "Labels read: the share of a batch's labels that the best attack names, counted as a "
         "multiset. Blind: the best guess without looking at the message. Advantage: how much of "
         "what a blind guess leaves open the attack gets. Red rows leak: the whole interval of "
-        "the advantage is above 5 %. A row that is not red was not shown to leak by these "
-        "attacks, which is no proof that it does not."
+        "the advantage is above 5 %. Amber rows may leak: some of it is, or an attack that was "
+        "not chosen beforehand. A row that is not red was not shown to leak by these attacks, "
+        "which is no proof that it does not."
     )
     facts = json.dumps(
         {"provenance": report.provenance, "study": report.study}, indent=2, ensure_ascii=False

@@ -10,6 +10,7 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 Grads = list[Tensor | None]
@@ -47,7 +48,11 @@ class GradientMemo:
         key = _digest(inputs, labels)
         if key in self._known:
             return self._known[key]
-        grads = client.gradients(inputs, labels)
+        # Dropout draws from torch's global state. Its masks then depend on the batch, not on what
+        # was computed before it, or in which process.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int.from_bytes(key[:8], "big") >> 1)
+            grads = client.gradients(inputs, labels)
         self.backward_passes += 1
         size = sum(g.numel() * g.element_size() for g in grads if g is not None)
         # Full means full: batches come round in the same order for every defence, and evicting

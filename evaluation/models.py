@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import sys
+import copy
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gradguard.attacks.head import HeadNotFoundError, find_head
+from gradguard.attacks.head import HeadNotFoundError
 from gradguard.evaluation.errors import UnusableInputError, one_line, unknown
+from gradguard.evaluation.own_model import OwnFactory, check_model
 
 Factory = Callable[[tuple[int, ...], int], nn.Module]
 """Builds a fresh model for an input shape ``(channels, height, width)`` and a number of classes."""
@@ -117,37 +114,12 @@ MODELS: dict[str, Factory] = {
 def find_factory(name: str | None, factory: str | None) -> Factory:
     """The factory of a built-in ``name``, or of the user's own ``"module:callable"``."""
     if factory is not None:
-        return _import_factory(factory)
+        own = OwnFactory(factory)
+        own.find()
+        return own
     if name not in MODELS:
         raise unknown("model", str(name), MODELS)
     return MODELS[name]
-
-
-def _import_factory(spec: str) -> Factory:
-    module_name, _, attribute = spec.partition(":")
-    if not module_name or not attribute:
-        raise UnusableInputError(f"model factory must be 'module:callable', got {spec!r}")
-    # A console script does not have the working folder on its path; the user's module is there.
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found: Any = getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:  # the user's module may raise anything while it is imported
-        raise UnusableInputError(f"model factory {spec!r}: {one_line(error)}") from error
-    if not callable(found):
-        raise UnusableInputError(f"model factory {spec!r} is not callable; name a function")
-    return _adapted(found)
-
-
-def _adapted(found: Callable[..., nn.Module]) -> Factory:
-    """Call with ``(input_shape, num_classes)`` where the factory takes both, else with nothing."""
-    try:
-        inspect.signature(found).bind((), 0)
-    except TypeError:
-        return lambda input_shape, num_classes: found()
-    except ValueError:  # a builtin without a signature
-        pass
-    return found
 
 
 def build_model(
@@ -157,7 +129,8 @@ def build_model(
 
     Guarantees:
 
-    - torch's global random state is as it was before the call.
+    - torch's global random state is as it was before the call;
+    - no two models share parameters, whatever the factory returns.
 
     Raises:
         UnusableInputError: The factory fails, the model does not map a batch of images to
@@ -166,27 +139,13 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % 2**63)
         try:
-            model = factory(input_shape, num_classes)
-            _check_model(model, input_shape, num_classes)
+            # A copy: a factory may hand out the same module each time, and models are trained.
+            model = copy.deepcopy(factory(input_shape, num_classes))
+            check_model(model, input_shape, num_classes)
         except (UnusableInputError, HeadNotFoundError) as error:
             raise UnusableInputError(f"model: {one_line(error)}") from error
-        except Exception as error:  # the user's factory and forward pass may raise anything
+        except (Exception, SystemExit) as error:  # the user's own code may raise anything
             raise UnusableInputError(
                 f"model: failed on images of shape {input_shape}: {one_line(error)}"
             ) from error
     return model
-
-
-def _check_model(model: nn.Module, input_shape: tuple[int, ...], num_classes: int) -> None:
-    if not isinstance(model, nn.Module):
-        raise UnusableInputError(f"the factory returned {type(model).__name__}, not an nn.Module")
-    training = model.training
-    with torch.no_grad():
-        shape = tuple(model.eval()(torch.zeros(2, *input_shape)).shape)
-    model.train(training)
-    if shape != (2, num_classes):
-        raise UnusableInputError(
-            f"expected outputs (batch, {num_classes}), got {shape} for a batch of 2; "
-            "check the number of classes"
-        )
-    find_head(dict(model.named_parameters()), num_classes)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
 
 from gradguard.evaluation.errors import UnusableInputError
 from gradguard.evaluation.report import Report
+
+FILES = ("report.json", "report.html", "tradeoff.png", "tradeoff.svg")
 
 
 def check_writable(folder: Path) -> None:
@@ -16,11 +19,16 @@ def check_writable(folder: Path) -> None:
     Tried out, not asked for: permission bits say nothing to root, or about a full or read-only
     file system.
     """
-    missing = [p for p in (folder, *folder.parents) if not p.exists()]
+    missing: list[Path] = []
     try:
+        # Inside the try: a name that is too long cannot even be asked about.
+        missing += [p for p in (folder, *folder.parents) if not p.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+        for name in FILES:
+            if (folder / name).is_dir():
+                raise IsADirectoryError(errno.EISDIR, f"{name} is a folder")
     except OSError as error:
         why = error.strerror or type(error).__name__
         raise UnusableInputError(
@@ -55,10 +63,16 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     from gradguard.evaluation.plots import draw
 
     # Everything is rendered before anything is written.
-    content = {"report.json": report.to_json().encode()}
-    content["report.html"] = render_html(report).encode()
-    content |= {f"tradeoff.{kind}": data for kind, data in draw(report).items()}
+    # A file name need not be UTF-8, and the command is in the report: such bytes are escaped.
+    json, html = report.to_json(), render_html(report)
+    plots = draw(report)
+    content = (
+        json.encode(errors="backslashreplace"),
+        html.encode(errors="xmlcharrefreplace"),
+        plots["png"],
+        plots["svg"],
+    )
     folder.mkdir(parents=True, exist_ok=True)
-    for name, data in content.items():
+    for name, data in zip(FILES, content, strict=True):
         write_atomically(folder / name, data)
-    return [folder / name for name in content]
+    return [folder / name for name in FILES]

@@ -29,3 +29,8 @@ def spread(wanted: Sequence[float], *, gap: float, low: float, high: float) -> l
         placed[i] = min(placed[i], ceiling)
         ceiling = placed[i] - gap
     return placed
+
+
+def short(name: str) -> str:
+    """A name cut to the width that a plot has beside it."""
+    return name if len(name) <= 32 else f"{name[:31]}…"

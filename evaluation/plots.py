@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 
 import matplotlib
@@ -10,12 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from gradguard.evaluation.placing import spread
+from gradguard.evaluation.placing import short, spread
 from gradguard.evaluation.report import Report, Row
-from gradguard.evaluation.sentences import cell_words, leaks
+from gradguard.evaluation.sentences import cell_words, leaks, tone
 from gradguard.evaluation.table import by_cell
 
-_LEAKS, _QUIET, _BLIND = "#b3261e", "#1c6e4a", "#7a5b00"
+_BLIND = "#7a5b00"
+_COLORS = {"leaks": "#b3261e", "unclear": "#a35200", "quiet": "#1c6e4a"}
 
 
 def draw(report: Report) -> dict[str, bytes]:
@@ -35,7 +37,10 @@ def draw(report: Report) -> dict[str, bytes]:
         for kind in ("png", "svg"):
             buffer = io.BytesIO()
             metadata = {"Date": None} if kind == "svg" else None
-            figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
+            with warnings.catch_warnings():
+                # A name in a script that the font lacks is drawn as boxes; nothing is lost.
+                warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+                figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
             found[kind] = buffer.getvalue()
     return found
 
@@ -60,7 +65,7 @@ def _panel(axes: Axes, rows: Sequence[Row]) -> None:
 
 def _point(axes: Axes, row: Row, slot: float) -> None:
     x, y = 100 * row.accuracy, 100 * row.worst_asr
-    color = _LEAKS if leaks(row) else _QUIET
+    color = _COLORS[tone(row)]
     low, high = (100 * end for end in row.worst_ci)
     axes.plot([x, x], [low, high], color=color, linewidth=1.2)
     if row.accuracy_ci is not None:
@@ -70,4 +75,4 @@ def _point(axes: Axes, row: Row, slot: float) -> None:
     axes.plot([x], [y], "o", color=color, markerfacecolor=face, markersize=6)
     axes.plot([x, 103], [y, slot], color="0.5", linewidth=0.4, alpha=0.6, clip_on=False)
     # Names are data: without this a dollar sign in one would start a formula.
-    axes.text(104, slot, row.defense, fontsize=8, va="center", parse_math=False)
+    axes.text(104, slot, short(row.defense), fontsize=8, va="center", parse_math=False)

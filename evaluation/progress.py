@@ -45,7 +45,8 @@ class Bar(AbstractContextManager["Bar"]):
 
     def __init__(self, console: Console) -> None:
         self._progress = RichProgress(
-            TextColumn("{task.description:<44.44}"),
+            # Names of defences are data: without this a bracket in one would be taken for markup.
+            TextColumn("{task.description:<44.44}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeRemainingColumn(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -98,11 +99,14 @@ class Report:
     complete: bool = True
 
     def to_json(self) -> str:
-        """JSON without NaN or infinity, which JSON does not have."""
+        """JSON without NaN or infinity, which JSON does not have.
+
+        An infinite bound of a defence is written ``"inf"``, as ``Defense.from_json`` reads it.
+        """
         table = {
             "schema": SCHEMA,
             "complete": self.complete,
-            "study": self.study,
+            "study": _finite(self.study),
             "rows": [asdict(row) for row in self.rows],
             "provenance": self.provenance,
         }
@@ -126,6 +130,14 @@ class Report:
             return cls(table["study"], rows, table["provenance"], table["complete"])
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise UnusableInputError(f"not a gradguard report: {one_line(error)}") from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return "inf" if value == math.inf else value
 
 
 def read_report(path: Path) -> Report:

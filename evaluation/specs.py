@@ -59,7 +59,7 @@ class ModelSpec:
         _text("model.factory", self.factory)
         if self.name is not None and self.factory is not None:
             raise UnusableInputError("[model] has both name and factory; keep one of them")
-        if self.name is not None and self.name not in MODELS:
+        if self.name is not None and str(self.name) not in MODELS:
             raise unknown("model.name", str(self.name), MODELS)
 
 
@@ -84,7 +84,7 @@ class TrainingSpec:
         _whole("training.batch_size", self.batch_size, 1)
         _whole("training.seeds", self.seeds, 1)
         _number("training.learning_rate", self.learning_rate, above=0)
-        if self.momentum != 0:  # zero is plain SGD
+        if isinstance(self.momentum, bool) or self.momentum != 0:  # zero is plain SGD
             _number("training.momentum", self.momentum, above=0, below=1)
 
 
@@ -177,6 +177,7 @@ def _text(name: str, value: object) -> None:
 def _several(name: str, values: Any) -> tuple[Any, ...]:
     if not isinstance(values, tuple) or not values:
         raise UnusableInputError(f"{name} must be a list with at least one entry, got {values!r}")
-    if len(set(values)) != len(values):
+    # Not a set: an entry may be a list or a table, which cannot be hashed.
+    if any(value in values[:i] for i, value in enumerate(values)):
         raise UnusableInputError(f"{name} lists an entry twice: {list(values)}")
     return values

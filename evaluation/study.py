@@ -55,6 +55,9 @@ class Study:
                 f"attack.seeds is {self.attack.seeds}, but training.seeds makes only "
                 f"{self.training.seeds} models; raise the one or lower the other"
             )
+        for name in names:
+            if not name.isprintable():  # it would break a line of the table, or the plot's XML
+                raise UnusableInputError(f"defence {name!r}: use printable characters in a name")
         if twice:
             raise UnusableInputError(f"two defences are called {twice[0]!r}; rename one of them")
 
@@ -109,6 +112,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UnusableInputError(f"{path}: cannot be read: {one_line(error)}") from error
     except tomllib.TOMLDecodeError as error:
         raise UnusableInputError(f"{path}: not valid TOML: {one_line(error)}") from error
+    except RecursionError as error:
+        raise UnusableInputError(f"{path}: brackets are nested too deeply to be read") from error
 
 
 def default_table(*, head: str = "head") -> dict[str, Any]:

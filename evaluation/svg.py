@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from gradguard.evaluation.placing import spread
+from gradguard.evaluation.placing import short, spread
 from gradguard.evaluation.report import Row
-from gradguard.evaluation.sentences import cell_words, leaks, percent
+from gradguard.evaluation.sentences import cell_words, percent, tone
 
 WIDTH, HEIGHT = 760, 430
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 520, 16, 380
@@ -84,7 +84,7 @@ def _point(row: Row) -> str:
         f"{row.defense}: {row.worst_attack} reads {percent(row.worst_asr)} of the labels, "
         f"accuracy {percent(row.accuracy)}" + (" (training diverged)" if row.diverged else "")
     )
-    kind = "leaks" if leaks(row) else "quiet"
+    kind = tone(row)
     return (
         f'<g class="{kind}"><title>{escape(tip)}</title>'
         f'<path class="bar" d="M{x:.1f} {low:.1f} V{high:.1f} {across}"/>'
@@ -93,5 +93,5 @@ def _point(row: Row) -> str:
 
 
 def _name(row: Row, slot: float) -> str:
-    name = row.defense if len(row.defense) <= 32 else f"{row.defense[:31]}…"
-    return f'<text class="name" x="{_RIGHT + 16}" y="{slot + 4:.1f}">{escape(name)}</text>'
+    name = escape(short(row.defense))
+    return f'<text class="name" x="{_RIGHT + 16}" y="{slot + 4:.1f}">{name}</text>'

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Sequence
 
 from rich import box
@@ -11,14 +13,20 @@ from rich.text import Text
 
 from gradguard.evaluation.metrics import Interval
 from gradguard.evaluation.report import Report, Row
-from gradguard.evaluation.sentences import cell_words, closing_line, leaks
+from gradguard.evaluation.sentences import cell_words, closing_line, tone
 
 PIPE_WIDTH = 100
 """Columns where the output is no terminal; rich would take 80 and cut the names."""
 
+STYLES = {"leaks": "red", "unclear": "yellow", "quiet": "green"}
+
 
 def make_console(*, stderr: bool = False) -> Console:
     """A console that keeps lines whole in a pipe."""
+    stream = sys.stderr if stderr else sys.stdout
+    if isinstance(stream, io.TextIOWrapper):
+        # Where the encoding is ASCII, a name that is not must not cost the whole table.
+        stream.reconfigure(errors="backslashreplace")
     console = Console(stderr=stderr, highlight=False)
     if console.is_terminal:
         return console
@@ -80,7 +88,7 @@ def _table(rows: Sequence[Row]) -> Table:
         table.add_column(name, justify="right", no_wrap=True, min_width=width)
     table.add_column("read best by", no_wrap=True, overflow="ellipsis")
     for row in rows:
-        style = "red" if leaks(row) else "green"
+        style = STYLES[tone(row)]
         table.add_row(
             Text(row.defense),
             accuracy_text(row),

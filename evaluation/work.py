@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -65,16 +68,18 @@ class Elsewhere:
         self._progress = progress
         self._costs: dict[str, Future[tuple[Cost, int]]] = {}
         self._scores: dict[tuple[Cell, str], Future[tuple[CellScores, int]]] = {}
-        for cell in conditions:
-            for defense in defenses:
-                if defense.name not in self._costs:
-                    self._costs[defense.name] = pool.submit(_cost, defense)
-                self._scores[cell, defense.name] = pool.submit(_scores_of, cell, defense)
+        with _workers_alive():  # one may end while work is still being handed out
+            for cell in conditions:
+                for defense in defenses:
+                    if defense.name not in self._costs:
+                        self._costs[defense.name] = pool.submit(_cost, defense)
+                    self._scores[cell, defense.name] = pool.submit(_scores_of, cell, defense)
         self._counted: set[str] = set()
 
     def cost(self, defense: Defense) -> Cost:
         self._progress.doing(f"{defense.name}: training")
-        cost, pieces = self._costs[defense.name].result()
+        with _workers_alive():
+            cost, pieces = self._costs[defense.name].result()
         if defense.name not in self._counted:
             self._counted.add(defense.name)
             self._advance(pieces)
@@ -82,13 +87,25 @@ class Elsewhere:
 
     def scores(self, cell: Cell, defense: Defense) -> CellScores:
         self._progress.doing(f"{defense.name}: attacks")
-        scores, pieces = self._scores[cell, defense.name].result()
+        with _workers_alive():
+            scores, pieces = self._scores[cell, defense.name].result()
         self._advance(pieces)
         return scores
 
     def _advance(self, pieces: int) -> None:
         for _ in range(pieces):
             self._progress.advance()
+
+
+@contextmanager
+def _workers_alive() -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise UnusableInputError(
+            "a worker process was ended from outside, as happens where memory runs out; "
+            "try again with fewer processes (--jobs)"
+        ) from error
 
 
 @contextmanager
@@ -142,7 +159,17 @@ class _Counter(Silent):
 _worker_bench: list[Bench] = []  # one entry in a worker process, none elsewhere
 
 
+def _leave_with_parent() -> None:
+    """End this process when the one that started it has ended, however it ended."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _start_worker(packed: bytes) -> None:
+    # Killed, a parent tells its workers nothing: they would wait for work for ever.
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     # Ctrl-C reaches the workers of a terminal too; they go without a word, the parent speaks.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # One thread each: as many processes as cores, and threads on top would only wait for them.

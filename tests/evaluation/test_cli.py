@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import signal
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 import tomli_w
 
+from gradguard import Defense
 from gradguard.evaluation import read_report
 from gradguard.evaluation.cli import main
 from tests.evaluation.examples import study_with, write_npz
@@ -95,6 +98,18 @@ BAD_STUDIES: dict[str, tuple[dict[str, Any], str]] = {
     "training batch too large": ({"training": {"batch_size": 5000}}, "training batch of 5000"),
     "unknown attacker": ({"attack": {"attackers": ["LLGG"]}}, "did you mean 'LLG'"),
     "no seeds": ({"training": {"seeds": 0}}, "training.seeds"),
+    "list in a list": ({"attack": {"stages": [["init"]]}}, "unknown attack stage"),
+    "table for an attacker": ({"attack": {"attackers": [{"LLG": 1}]}}, "unknown attacker"),
+    "table for a model": ({"model": {"name": {"mlp": 1}}}, "unknown model"),
+    "name too long for a file": ({"data": {"path": "x" * 300}}, "too long"),
+    "line break in a name": (
+        {"defense": [{"name": "a\nb", "transform": []}]},
+        "use printable characters",
+    ),
+    "noise beyond float32": (
+        {"defense": [{"name": "t", "transform": [{"AddGaussian": {"stddev": 1e308}}]}]},
+        "expected finite numbers",
+    ),
     "no defence": ({"defense": []}, "at least one"),
     "missing data": ({"data": {"path": "none.npz"}}, "no such file"),
     "unknown model": ({"model": {"name": "mlpp"}}, "did you mean 'mlp'"),
@@ -129,6 +144,8 @@ BAD_DATA: dict[str, tuple[dict[str, Any], str]] = {
     "negative label": ({"labels": [-1] * 100 + [1] * 100}, "label -1 is outside"),
     "gap in the labels": ({"labels": [0] * 100 + [2] * 100}, "without gaps"),
     "other length": ({"labels": [0, 1] * 50}, "200 images but 100 labels"),
+    "label of a billion": ({"labels": [0] * 100 + [10**9] * 100}, "too few for classes"),
+    "label beyond any counter": ({"labels": [0] * 100 + [2**63 - 1] * 100}, "too few"),
     "pickled": ({"labels": [None] * 200}, "not a readable .npz"),
 }
 
@@ -165,6 +182,39 @@ def test_broken_toml_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[st
     (tmp_path / "broken.toml").write_text("[attack\ntrials = 3")
     code = run("evaluate", tmp_path / "broken.toml")
     check_refused(code, capsys.readouterr(), "not valid TOML")
+
+
+def test_toml_nested_too_deeply_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "deep.toml").write_text("a = " + "[" * 20000)
+    code = run("evaluate", tmp_path / "deep.toml")
+    check_refused(code, capsys.readouterr(), "nested too deeply")
+
+
+def test_an_infinite_bound_is_in_the_report_as_text(tmp_path: Path) -> None:
+    unbounded = {"name": "t", "transform": [{"ClipByGlobalNorm": {"max_norm": float("inf")}}]}
+    assert run("evaluate", write_study(tmp_path, defense=[unbounded])) == 0
+    text = Path("gradguard-report/report.json").read_text()
+    (written,) = json.loads(text)["study"]["defense"]
+    assert written["transform"] == [{"ClipByGlobalNorm": {"max_norm": "inf"}}]
+    assert "Infinity" not in text
+    assert Defense.from_json(json.dumps(written)) == Defense.from_dict(unbounded)
+
+
+class Gone(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_report_that_cannot_be_shown_is_still_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", Gone())
+        assert run("evaluate", write_study(tmp_path)) == 2
+    assert "not shown (No space left on device)" in capsys.readouterr().err
+    assert len(read_report(Path("gradguard-report/report.json")).rows) == 2
 
 
 def test_an_output_folder_that_is_a_file_is_refused_before_any_work(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,26 @@ def test_a_batch_larger_than_the_data_is_refused() -> None:
         check_room(parts, batch_sizes=(8, 4000), training=8)
     with pytest.raises(UnusableInputError, match="training batch of 4000"):
         check_room(parts, batch_sizes=(8,), training=4000)
+
+
+@pytest.mark.parametrize("damage", ["bytes", "compressed", "encrypted", "method"])
+def test_a_damaged_archive_is_refused_whatever_is_wrong_with_it(
+    damage: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "bad.npz"
+    np.savez_compressed(path, images=np.ones((99, 8, 8), np.uint8), labels=np.arange(99) % 2)
+    content = bytearray(path.read_bytes())
+    if damage == "compressed":
+        content[60:64] = b"\xff" * 4
+    central = content.find(b"PK\x01\x02")
+    if damage == "encrypted":
+        content[6], content[central + 8] = 1, 1
+    if damage == "method":
+        content[8], content[central + 10] = 97, 97
+    path.write_bytes(content)
+    if damage == "bytes":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("images", "no array")
+            archive.writestr("labels", "no array")
+    with pytest.raises(UnusableInputError, match=r"bad\.npz"):
+        load_npz(path)

@@ -15,6 +15,7 @@ from gradguard.evaluation import (
     InterruptedStudyError,
     Report,
     Row,
+    StoppedStudyError,
     Study,
     UnusableInputError,
     evaluate,
@@ -281,3 +282,48 @@ def test_a_head_without_bias_skips_the_attacks_that_need_one() -> None:
     report = evaluate(Study.from_dict(study), factory=factory)
     assert set(report.rows[0].skipped) == {"BiasCount"}
     assert "BiasCount" not in report.rows[0].attacks
+
+
+def with_dropout(shape: tuple[int, ...], classes: int) -> nn.Module:
+    return nn.Sequential(
+        *(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.5)), nn.Linear(32, classes)
+    )
+
+
+def test_dropout_is_repeatable_and_does_not_depend_on_the_order_of_work() -> None:
+    study = Study.from_dict(study_with(attack={"attackers": ["LLG", "LLGStar(random)", "LLGPlus"]}))
+    first = evaluate(study, factory=with_dropout)
+    torch.rand(1)  # another global state
+    assert timeless(evaluate(study, factory=with_dropout)) == timeless(first)
+    # Alone, the second defence meets no gradient that the first has left behind.
+    alone = replace(study, defenses=study.defenses[1:])
+    assert timeless(evaluate(alone, factory=with_dropout)) == timeless(first)[1:]
+
+
+class BreaksAfter(StopsAfter):
+    def advance(self) -> None:
+        try:
+            super().advance()
+        except KeyboardInterrupt:
+            raise ValueError("broken") from None
+
+
+def test_a_failure_keeps_the_finished_rows_and_its_cause(small: Report) -> None:
+    with pytest.raises(StoppedStudyError) as caught:
+        evaluate(Study.from_dict(STUDY), progress=BreaksAfter(10))
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert not caught.value.report.complete
+    assert timeless(caught.value.report) == timeless(small)[:1]
+    with pytest.raises(ValueError, match="broken"):
+        evaluate(Study.from_dict(STUDY), progress=BreaksAfter(2))
+
+
+def test_a_layer_that_cannot_train_on_the_smallest_batch_is_refused_before_any_work() -> None:
+    def factory(shape: tuple[int, ...], classes: int) -> nn.Module:
+        return nn.Sequential(
+            *(nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32)), nn.Linear(32, classes)
+        )
+
+    study = Study.from_dict(study_with(attack={"batch_sizes": [4, 1]}))
+    with pytest.raises(UnusableInputError, match="failed to train on a batch of 1"):
+        prepare(study, factory=factory)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import pickle
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,77 @@ NUMBER = 3
 def test_an_unknown_model_name_offers_the_nearest() -> None:
     with pytest.raises(UnusableInputError, match="did you mean 'lenet'"):
         find_factory("lenet5", None)
+
+
+class Misleading(nn.Module):
+    """Its last matrix by position is not the one that its outputs come from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head, self.unused = nn.Linear(64, 9), nn.Linear(9, 4), nn.Linear(9, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = self.head(torch.relu(self.body(images.flatten(1))))
+        return outputs
+
+
+class Bare(nn.Module):
+    """Its output layer is a parameter and no ``nn.Linear``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(4, 64))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1) @ self.weight.T
+
+
+def frozen() -> nn.Module:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.Linear(9, 4))
+    model[2].requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (Misleading, "'head' is computed last"),
+        (Bare, "to be nn.Linear"),
+        (frozen, "expected an output layer"),
+    ],
+)
+def test_a_model_whose_head_the_attacks_would_miss_is_refused(
+    make: Callable[[], nn.Module], said: str
+) -> None:
+    with pytest.raises(UnusableInputError, match=said):
+        build_model(lambda shape, classes: make(), input_shape=(1, 8, 8), num_classes=4, seed=0)
+
+
+def test_models_from_a_factory_that_returns_one_object_share_no_parameter() -> None:
+    only = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    first, second = (
+        build_model(lambda shape, classes: only, input_shape=(1, 8, 8), num_classes=4, seed=0)
+        for _ in range(2)
+    )
+    for parameter in first.parameters():
+        parameter.data.zero_()
+    assert all(parameter.any() for parameter in (*only.parameters(), *second.parameters()))
+
+
+def test_a_factory_that_exits_is_an_error_and_no_success() -> None:
+    def leave(shape: tuple[int, ...], classes: int) -> nn.Module:
+        sys.exit(0)
+
+    with pytest.raises(UnusableInputError, match="model: failed"):
+        build_model(leave, input_shape=(1, 8, 8), num_classes=4, seed=0)
+
+
+def test_own_factories_can_be_sent_to_another_process_even_lambdas(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "from torch import nn\nmake = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 4))\n"
+    (tmp_path / "own_lambda_here.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    sent = pickle.loads(pickle.dumps(find_factory(None, "own_lambda_here:make")))
+    assert sent((1, 8, 8), 4)(torch.rand(2, 1, 8, 8)).shape == (2, 4)

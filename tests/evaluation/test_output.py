@@ -54,3 +54,18 @@ def test_a_report_is_written_whole(tmp_path: Path) -> None:
     assert sorted(p.name for p in paths) == sorted(p.name for p in (tmp_path / "out").iterdir())
     assert {p.name for p in paths} >= {"report.json", "report.html", "tradeoff.png", "tradeoff.svg"}
     assert read_report(tmp_path / "out" / "report.json") == original
+
+
+def test_a_folder_with_a_folder_in_the_place_of_a_file_is_refused_beforehand(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "report.html").mkdir()
+    for folder in (tmp_path, tmp_path / ("x" * 300)):
+        with pytest.raises(UnusableInputError, match="cannot write there"):
+            check_writable(folder)
+
+
+def test_a_name_that_is_no_utf8_does_not_cost_the_report(tmp_path: Path) -> None:
+    original = report(row(), study={"training": {"seeds": 2}, "defense": [], "data": "\udcff.npz"})
+    write_report(original, tmp_path)
+    assert read_report(tmp_path / "report.json") == original

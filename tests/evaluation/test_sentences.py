@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from gradguard.evaluation.sentences import closing_line, leaks, sentences
+from gradguard.evaluation import AttackScore
+from gradguard.evaluation.sentences import closing_line, leaks, sentences, tone
 from tests.evaluation.examples import report, row
 
 QUIET = row(
@@ -9,6 +10,7 @@ QUIET = row(
     worst_asr=0.4,
     advantage=0.0,
     advantage_ci=(-0.04, 0.04),
+    attacks={"LLG": AttackScore(0.4, (0.35, 0.45), 0.0)},
 )
 UNCLEAR = row(defense="some noise", worst_asr=0.45, advantage=0.08, advantage_ci=(-0.1, 0.26))
 
@@ -61,6 +63,23 @@ def test_no_leak_shown_is_not_called_safe() -> None:
     assert "no attack here does better than a blind guess" in sentences(report(QUIET))["loud noise"]
     assert "unclear" in sentences(report(UNCLEAR))["some noise"]
     assert "no proof" in closing_line(report(row(), QUIET))
+
+
+def test_a_blind_guess_chosen_by_bad_luck_is_not_taken_for_silence() -> None:
+    unlucky = row(
+        worst_attack="BestConstant",
+        worst_asr=0.4,
+        worst_ci=(0.35, 0.45),
+        advantage=0.0,
+        advantage_ci=(0.0, 0.0),
+    )
+    (sentence,) = sentences(report(unlucky)).values()
+    assert [tone(r) for r in (unlucky, QUIET, UNCLEAR, row())] == [
+        *("unclear", "quiet", "unclear", "leaks")
+    ]
+    assert "does better" not in sentence
+    assert "unclear" in sentence
+    assert "LLG, not chosen beforehand, 70 %" in sentence
 
 
 def test_the_closing_line_counts_leaks() -> None:
