@@ -62,8 +62,9 @@ class Client:
             raise ValueError("the model has no trainable parameter, so there is nothing to send")
         self.names = tuple(name for name, _ in named)
         self._params = [p for _, p in named]
-        # Never stepped, so its kind and learning rate say nothing; names come with it.
-        self.guard = GuardedOptimizer(torch.optim.SGD(named, lr=0.0), transform)
+        # Never stepped, so its kind and learning rate say nothing.
+        optimizer = torch.optim.SGD(self._params, lr=0.0)
+        self.guard = GuardedOptimizer(optimizer, transform, model=self.model)
         self._sent = 0
 
     def __call__(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -89,7 +89,8 @@ class GuardedOptimizer(Optimizer):
             )
         self.inner, self.transform = inner, transform
         # The parameters, not the model: enough for names, and safe to copy and pickle.
-        self._known = [] if model is None else list(model.named_parameters())
+        # Under all their names, because a pattern may mean the second place of a tied weight.
+        self._known = [] if model is None else list(model.named_parameters(remove_duplicate=False))
         self._begin()
         params = self._named()
         self._guarded = list(params)

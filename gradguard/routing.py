@@ -18,14 +18,23 @@ from gradguard.finite import check_finite
 class NamedParameters(Sequence[Tensor]):
     """Parameters in optimizer order together with their names: what ``init`` is given.
 
+    A parameter that a model holds in two places, such as tied embeddings, has one name in messages
+    and all of them in ``aliases``, which is what patterns are matched against.
+
     >>> params = NamedParameters({"fc.weight": torch.zeros(2, 3), "fc.bias": torch.zeros(2)})
     >>> params.names, len(params), params[1].shape
     (('fc.weight', 'fc.bias'), 2, torch.Size([2]))
     """
 
-    def __init__(self, named: dict[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
+    def __init__(
+        self,
+        named: dict[str, Tensor] | Iterable[tuple[str, Tensor]],
+        *,
+        aliases: Sequence[tuple[str, ...]] | None = None,
+    ) -> None:
         pairs = list(named.items() if isinstance(named, dict) else named)
         self.names = tuple(name for name, _ in pairs)
+        self.aliases = [(name,) for name in self.names] if aliases is None else list(aliases)
         if twice := [name for name, times in Counter(self.names).items() if times > 1]:
             raise ValueError(
                 f"two parameters are called {twice[0]!r}, so a message by name would lose one; "
@@ -39,7 +48,8 @@ class NamedParameters(Sequence[Tensor]):
     def __getitem__(self, index: slice) -> NamedParameters: ...
     def __getitem__(self, index: int | slice) -> Tensor | NamedParameters:
         if isinstance(index, slice):
-            return NamedParameters(zip(self.names[index], self._tensors[index], strict=True))
+            pairs = zip(self.names[index], self._tensors[index], strict=True)
+            return NamedParameters(pairs, aliases=self.aliases[index])
         return self._tensors[index]
 
     def __len__(self) -> int:
@@ -53,20 +63,25 @@ def named_parameters(
 
     Args:
         groups: ``optimizer.param_groups``; torch keeps names there if it was given any.
-        known: Names and parameters of the model; if given, all parameters must be among them.
+        known: Names and parameters of the model, a shared parameter under each of its names; if
+            given, all parameters must be among them.
 
     Raises:
         ValueError: A parameter is not among the known ones.
     """
     params = [p for group in groups for p in group["params"]]
     if known:
-        by_id = {id(p): name for name, p in known}
+        by_id: dict[int, tuple[str, ...]] = {}
+        for name, p in known:
+            by_id[id(p)] = (*by_id.get(id(p), ()), name)
         if unknown := [i for i, p in enumerate(params) if id(p) not in by_id]:
             raise ValueError(
                 f"parameters {unknown} of the optimizer are not in the model given to guard(); "
                 "guard the optimizer with the model that holds them all"
             )
-        return NamedParameters((by_id[id(p)], p) for p in params)
+        aliases = [by_id[id(p)] for p in params]
+        first = ((names[0], p) for names, p in zip(aliases, params, strict=True))
+        return NamedParameters(first, aliases=aliases)
     names = [name for group in groups for name in group.get("param_names", ())]
     # Only some groups may have names: then none is used, rather than the wrong ones.
     return NamedParameters(zip(names, params, strict=True)) if len(names) == len(params) else params
@@ -75,6 +90,9 @@ def named_parameters(
 def matching(pattern: str, params: Sequence[Tensor]) -> list[bool]:
     """Which parameters a shell pattern (``*``, ``?``, ``[...]``; case counts) selects.
 
+    A shared parameter is selected if any of its names matches: its gradient is the sum over all
+    its places, and would give away the one that the pattern means.
+
     Raises:
         ValueError: The parameters carry no names, or the pattern selects none of them. A
             defence that silently covers nothing would be worse than none.
@@ -82,16 +100,16 @@ def matching(pattern: str, params: Sequence[Tensor]) -> list[bool]:
     >>> matching("fc.*", NamedParameters({"conv.bias": torch.zeros(1), "fc.bias": torch.zeros(1)}))
     [False, True]
     """
-    names = getattr(params, "names", None)
-    if names is None:
+    if not isinstance(params, NamedParameters):
         raise ValueError(
             f"pattern {pattern!r} needs parameter names, and these parameters have none; use "
             "guard(optimizer, transform, model=model) or build the optimizer from "
             "model.named_parameters()"
         )
-    selected = [fnmatchcase(name, pattern) for name in names]
+    selected = [any(fnmatchcase(name, pattern) for name in names) for names in params.aliases]
     if not any(selected):
-        raise ValueError(f"pattern {pattern!r} matches no parameter; names are {', '.join(names)}")
+        names = ", ".join(params.names)
+        raise ValueError(f"pattern {pattern!r} matches no parameter; names are {names}")
     return selected
 
 
@@ -144,6 +162,9 @@ class Withhold:
     - matching gradients are exactly zero, whatever they were, and present if they were present;
     - all others pass bitwise unchanged;
     - a pattern that matches nothing raises.
+
+    A weight that the model holds in two places is withheld under either name where the guard was
+    given ``model=``; an optimizer built from ``named_parameters()`` alone knows the first only.
 
     The layer is still trained by the other clients or not at all; the gradients of the layers
     below still carry what the withheld ones knew.

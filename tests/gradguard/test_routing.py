@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from gradguard import (
     AddGaussian,
@@ -14,6 +15,7 @@ from gradguard import (
     Sign,
     Withhold,
     chain,
+    guard,
 )
 
 PARAMS = NamedParameters(
@@ -95,3 +97,23 @@ def test_named_parameters_slice_with_their_names() -> None:
     tail = PARAMS[1:]
     assert tail.names == ("body.bias", "head.bias")
     assert tail[0] is PARAMS[1]
+
+
+def test_a_tied_weight_is_withheld_under_any_of_its_names() -> None:
+    """Matched by its first name only, the head's weight went out under the embedding's name."""
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(5, 3)
+            self.head = nn.Linear(3, 5)
+            self.head.weight = self.embed.weight
+
+    model = Tied()
+    guarded = guard(torch.optim.SGD(model.parameters(), lr=0.1), Withhold("head.*"), model=model)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    sent = guarded.release()
+    assert isinstance(sent, dict)
+    assert list(sent) == ["embed.weight", "head.bias"]
+    assert all(not g.any() for g in sent.values())
