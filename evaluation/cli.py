@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -56,6 +57,8 @@ def evaluate(
     ] = None,
 ) -> None:
     """Attack every defence of a study; report what leaks and what hiding it costs."""
+    # A time limit of a batch system comes as SIGTERM: keep the finished rows, as after Ctrl-C.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = run_evaluate(study, data=data, model=model, out=out, seed=seed, jobs=jobs)
     except KeyboardInterrupt:
@@ -64,6 +67,8 @@ def evaluate(
             "gradguard: interrupted before a row was finished; nothing was written", err=True
         )
         code = INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
     raise typer.Exit(code)
 
 

@@ -263,7 +263,9 @@ def make(shape, classes):
 """
 
 
-def interrupt_after(models: int, study: Path, *, jobs: int = 1) -> subprocess.CompletedProcess[str]:
+def interrupt_after(
+    models: int, study: Path, *, jobs: int = 1, by: int = signal.SIGINT
+) -> subprocess.CompletedProcess[str]:
     """The console script, interrupted as by Ctrl-C once it has built so many models."""
     Path("counting_model.py").write_text(COUNTING_MODEL)
     built = Path("built")
@@ -275,7 +277,7 @@ def interrupt_after(models: int, study: Path, *, jobs: int = 1) -> subprocess.Co
     ) as process:
         while process.poll() is None and not (built.exists() and built.stat().st_size >= models):
             time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(by)
         said, complained = process.communicate(timeout=60)
     return subprocess.CompletedProcess(arguments, process.returncode, said, complained)
 
@@ -291,11 +293,13 @@ def test_ctrl_c_before_the_first_row_writes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_ctrl_c_keeps_what_was_finished(tmp_path: Path, jobs: int) -> None:
+@pytest.mark.parametrize(
+    ("jobs", "by"), [(1, signal.SIGINT), (2, signal.SIGINT), (2, signal.SIGTERM)]
+)
+def test_ctrl_c_and_sigterm_keep_what_was_finished(tmp_path: Path, jobs: int, by: int) -> None:
     many = [f"dirichlet:{i}" for i in range(1, 500)]
     study = write_study(tmp_path, model={}, attack={"compositions": many})
-    done = interrupt_after(60 * jobs, study, jobs=jobs)
+    done = interrupt_after(60 * jobs, study, jobs=jobs, by=by)
     assert done.returncode == 130
     assert done.stderr == ""
     assert "Interrupted: only the finished rows are shown." in done.stdout
