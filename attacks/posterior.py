@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 
 from gradguard.attacks.baselines import greedy_constant_guess
 from gradguard.attacks.composition import draw_counts
@@ -16,6 +17,8 @@ from gradguard.attacks.rounding import Floats, Ints
 CHUNK = 16
 DRAWS = 10_000
 TAILS = 2**22
+
+Singles = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,10 +83,10 @@ def posterior_counts(
     guesses = []
     for start in range(0, len(b), CHUNK):
         part = slice(start, start + CHUNK)
-        systems = np.broadcast_to(a, (len(b), *a.shape[1:]))[part]
+        systems = a if len(a) == 1 else a[part]
         own = None if likely is None else likely[part]
         weights = _weights(systems, b[part], prior, own, size * temperature)
-        tails = weights[:, : len(reached)].astype(np.float32) @ reached
+        tails = weights[:, : len(reached)] @ reached
         if own is not None:
             tails = tails + weights[:, -1:] * _reached(own, size)
         for one in tails.reshape(len(tails), -1, size):
@@ -91,16 +94,20 @@ def posterior_counts(
     return np.stack(guesses)
 
 
-def _weights(a: Floats, b: Floats, prior: Prior, likely: Ints | None, divisor: float) -> Floats:
+def _weights(a: Floats, b: Floats, prior: Prior, likely: Ints | None, divisor: float) -> Singles:
     """Posterior probabilities of the prior's batches and, last, of the likely one."""
     draws = prior.counts.astype(np.float64)
-    log = (b @ draws.T - ((draws @ a) * draws).sum(axis=2) / 2) / divisor + prior.log_weight
+    # Without a mask all messages share one system: (1, batches) is then enough.
+    quadratic = ((draws @ a) * draws).sum(axis=2)
+    log = (b @ draws.T - quadratic / 2) / divisor + prior.log_weight
     if likely is not None:
         own = likely.astype(np.float64)
-        own_log = (b * own).sum(axis=1) - np.einsum("nc,ncd,nd->n", own, a, own) / 2
+        systems = np.broadcast_to(a, (len(b), *a.shape[1:]))
+        own_log = (b * own).sum(axis=1) - np.einsum("nc,ncd,nd->n", own, systems, own) / 2
         log = np.column_stack([log, own_log / divisor + prior.rare])
-    weights = np.exp(log - log.max(axis=1, keepdims=True))
-    normalised: Floats = weights / weights.sum(axis=1, keepdims=True)
+    # Single precision once the largest is 0: what underflows has no weight anyway.
+    weights = np.exp((log - log.max(axis=1, keepdims=True)).astype(np.float32))
+    normalised: Singles = weights / weights.sum(axis=1, keepdims=True)
     return normalised
 
 
