@@ -57,10 +57,10 @@ def fit_kernel_ridge(
         kernel: ``"linear"`` or ``"arc-cosine"``.
     """
     columns = screen(features, targets)
-    kept = features[:, columns].astype(np.float64)
+    kept = features[:, columns]  # in single precision if they come so; the solve is in double
     centre, spread = kept.mean(0), kept.std(0)
     # A nearly constant feature must not be blown up into noise of unit size.
-    scale = np.maximum(spread, 1e-3 * spread.max() + 1e-12) * np.sqrt(len(columns))
+    scale = np.maximum(spread, 1e-3 * spread.max() + 1e-12) * kept.dtype.type(len(columns) ** 0.5)
     support, intercept = (kept - centre) / scale, targets.mean(0)
     values, vectors = np.linalg.eigh(_gram(support, support, kernel))
     projected = vectors.T @ (targets - intercept)
@@ -95,7 +95,7 @@ def _damped(projected: np.ndarray, values: np.ndarray, damping: float) -> np.nda
 
 
 def _gram(left: np.ndarray, right: np.ndarray, kernel: Kernel) -> np.ndarray:
-    product: np.ndarray = left @ right.T
+    product: np.ndarray = (left @ right.T).astype(np.float64)
     if kernel == "linear":
         return product
     # The added one is a constant feature: without it the kernel cannot see the distance from 0.

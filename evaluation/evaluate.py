@@ -134,11 +134,12 @@ def _run(bench: Bench, rows: list[Row], progress: Progress, jobs: int) -> None:
     pieces = len(defenses) * (repeats + fits)
     undefended = repeats if "trained" in study.attack.stages else 0
     progress.begin(pieces + undefended)
-    for repeat in range(undefended):
-        progress.doing(f"training without a defence, seed {repeat + 1}")
-        bench.undefended(repeat)
-        progress.advance()
     with working(bench, conditions, progress, jobs=jobs) as work:
+        # After the workers were started: loading their libraries takes them as long as this.
+        for repeat in range(undefended):
+            progress.doing(f"training without a defence, seed {repeat + 1}")
+            bench.undefended(repeat)
+            progress.advance()
         for cell in conditions:
             for defense in defenses:
                 cost, scores = work.cost(defense), work.scores(cell, defense)

@@ -124,7 +124,10 @@ def working(
         initializer=_start_worker,
         initargs=(_packed(bench),),
     )
+    threads = torch.get_num_threads()
     try:
+        # This process trains a little while the workers have the cores: threads would only spin.
+        torch.set_num_threads(1)
         yield Elsewhere(pool, conditions, bench.study.defenses, progress)
     except BaseException:
         # Nobody waits for the rest of a study that was interrupted or has failed.
@@ -133,6 +136,7 @@ def working(
             child.terminate()
         raise
     finally:
+        torch.set_num_threads(threads)
         pool.shutdown(wait=True, cancel_futures=True)
 
 
