@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,12 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         if not path.is_file():  # a pipe would be waited for without end
             raise FileNotFoundError
+        if not zipfile.is_zipfile(path):
+            # numpy would take it for a pickle, and advise to load it unsafely.
+            raise UnusableInputError(
+                f"{path}: not a readable .npz: it is no archive; write it with "
+                "numpy.savez(path, images=..., labels=...)"
+            )
         # Opened here: numpy leaves the file open where the content is no archive. For .npy
         # content it returns a bare array, which has no __enter__.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -164,7 +171,8 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     except Exception as error:
         # Each way to damage an archive has its own exception: zlib's, lzma's, RuntimeError where
         # it is encrypted, MemoryError where a header claims more than there can be.
-        raise UnusableInputError(f"{path}: not a readable .npz: {one_line(error)}") from error
+        why = "pickled objects are not read" if "pickle" in str(error) else one_line(error)
+        raise UnusableInputError(f"{path}: not a readable .npz: {why}") from error
 
 
 def from_dataset(dataset: Dataset[Any], *, name: str = "dataset", classes: int) -> Data:

@@ -146,7 +146,7 @@ BAD_DATA: dict[str, tuple[dict[str, Any], str]] = {
     "other length": ({"labels": [0, 1] * 50}, "200 images but 100 labels"),
     "label of a billion": ({"labels": [0] * 100 + [10**9] * 100}, "too few for classes"),
     "label beyond any counter": ({"labels": [0] * 100 + [2**63 - 1] * 100}, "too few"),
-    "pickled": ({"labels": [None] * 200}, "not a readable .npz"),
+    "pickled": ({"labels": [None] * 200}, "pickled objects are not read"),
 }
 
 
