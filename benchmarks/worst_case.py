@@ -86,11 +86,13 @@ def _trained_details(report: Report) -> bool:
     print(f"accuracy of the trained model: {trained['none', 8].accuracy:.3f} (about .96 expected)")
     met = True
     for size, expected in NEGATIVE_COLUMNS.items():
-        found = trained["none", size].attacks["NegativeColumns"].asr
+        score = trained["none", size].attacks["NegativeColumns"]
+        found, (low, high) = score.asr, score.ci
         gap = trained["sign", size].worst_asr - trained["none", size].worst_asr
         met &= abs(found - expected) <= 0.03 and gap >= -0.02
         print(
-            f"B = {size}: NegativeColumns {found:.3f} (expected {expected:.2f} ± .03); "
+            f"B = {size}: NegativeColumns {found:.3f} [{low:.3f}, {high:.3f}] "
+            f"(expected {expected:.2f} ± .03); "
             f"sign minus undefended {gap:+.3f} (at least -.02)"
         )
     return met
