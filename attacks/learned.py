@@ -23,7 +23,7 @@ from gradguard.attacks.simulation import Message, Pool, rehearse
 from gradguard.attacks.threat import Client, Knowledge, Observation, require
 
 PILOTS = 8
-COORDINATES = 2**16  # of the head and of the body, each; 4 bytes per coordinate and message
+COORDINATES = 2**15  # of the head and of the body, each; 4 bytes per coordinate and message
 FIT_FRACTION = 0.75  # of the auxiliary images; the others judge
 
 
@@ -42,7 +42,7 @@ class LearnedRegression:
     - never below blind: the best constant guess is kept unless a map beats it on the judging
       batches by more than one standard error;
     - a message multiplied by a constant is read as well as the message;
-    - memory does not grow with the model: at most 65,536 coordinates of the head (in whole
+    - memory does not grow with the model: at most 32,768 coordinates of the head (in whole
       columns) and as many of the rest are kept per message, and per-class summaries of all of it.
 
     Not guaranteed: that a stronger reader does not exist. A low score is evidence about this

@@ -73,8 +73,12 @@ def fit_template_scores(
 def _filter(values: np.ndarray, shares: np.ndarray) -> np.ndarray:
     """The least-squares map from a message to label shares, through regressed templates."""
     classes = np.eye(shares.shape[1])
-    templates = np.linalg.solve(shares.T @ shares + 1e-2 * classes, shares.T @ values)
-    residual = ((values - shares @ templates) ** 2).mean(0)
+    # What is as large as the messages stays in single precision; what is small is in double.
+    singles = shares.astype(np.float32)
+    moments = (singles.T @ values).astype(np.float64)
+    templates = np.linalg.solve(shares.T @ shares + 1e-2 * classes, moments)
+    misfit = values - singles @ templates.astype(np.float32)
+    residual = np.square(misfit, out=misfit).mean(0, dtype=np.float64)
     weighted = templates / (residual + 1e-2 * residual.mean() + 1e-20)
     fisher = weighted @ templates.T
     fisher += (1e-4 * np.trace(fisher) / len(fisher) + 1e-12) * classes
