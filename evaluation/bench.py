@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from gradguard import Defense, NonFiniteGradientError
+from gradguard import Defense
 from gradguard.attacks.threat import Attack
 from gradguard.evaluation.attackers import select_attacks
 from gradguard.evaluation.batches import Batch, draw_batches
@@ -22,7 +23,7 @@ from gradguard.evaluation.models import Factory, build_model, find_factory
 from gradguard.evaluation.seeding import derive
 from gradguard.evaluation.split import Split, check_room, split
 from gradguard.evaluation.study import Study
-from gradguard.evaluation.training import Outcome, train
+from gradguard.evaluation.training import Outcome, loader, train
 
 # Shared by all models of a study. Gradients beyond it are computed again, not refused.
 MEMO_BYTES = 256 * 2**20
@@ -172,9 +173,19 @@ def _try_defenses(bench: Bench) -> None:
     _try_training(model, inputs.clone(), labels.clone())
     for defense in study.defenses:
         try:
-            MemoisedClient(defense.client(model, seed=0), GradientMemo(0))(inputs, labels)
-        except (ValueError, NonFiniteGradientError) as error:
+            _try_defense(defense, model, inputs, labels)
+        except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
             raise UnusableInputError(f"defence {defense.name!r}: {one_line(error)}") from error
+
+
+def _try_defense(defense: Defense, model: nn.Module, inputs: Tensor, labels: Tensor) -> None:
+    client = defense.client(model, seed=0)
+    MemoisedClient(client, GradientMemo(0))(inputs, labels)
+    if defense.dp is not None:
+        # Opacus' hooks on a copy: the loop of a deployed client, as far as its first step.
+        images = loader(inputs, labels, batch_size=len(labels), seed=0)
+        copied = copy.deepcopy(model)
+        defense.attach(copied, torch.optim.SGD(copied.parameters(), lr=0.0), images)
 
 
 def _try_training(model: nn.Module, inputs: Tensor, labels: Tensor) -> None:

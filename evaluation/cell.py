@@ -74,7 +74,8 @@ def _fit(
 ) -> dict[str, FittedAttack]:
     model = bench.model(cell.stage, repeat)
     stream = (defense.name, cell.stage, cell.composition, cell.batch_size, repeat)
-    client = defense.client(model, seed=bench.seed("attacker's noise", *stream))
+    noise = bench.seed("attacker's noise", *stream)
+    client = defense.client(model, seed=noise, batch_size=cell.batch_size)
     knowledge = Knowledge(
         model=model,
         auxiliary=bench.part(bench.parts.auxiliary),
@@ -124,7 +125,8 @@ def _messages(
     """What the server sees of ``batches``, a bounded number of messages at a time."""
     model = bench.model(cell.stage, repeat)
     stream = (which, defense.name, cell.stage, cell.composition, cell.batch_size, repeat)
-    client = defense.client(model, seed=bench.seed("victims' noise", *stream))
+    noise = bench.seed("victims' noise", *stream)
+    client = defense.client(model, seed=noise, batch_size=cell.batch_size)
     victim = MemoisedClient(client, bench.memo(cell, repeat))
     size = sum(4 * p.numel() for p in model.parameters())
     chunk = max(1, CHUNK_BYTES // size)

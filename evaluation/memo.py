@@ -19,11 +19,16 @@ Grads = list[Tensor | None]
 class ReleasingClient(Protocol):
     """The two halves of a client that :meth:`gradguard.Defense.client` returns."""
 
-    def gradients(self, inputs: Tensor, labels: Tensor) -> Grads:
-        """Raw gradients of the batch, in parameter order."""
+    @property
+    def kind(self) -> str:
+        """The same for clients whose ``gradients`` of the same batch are the same."""
         ...
 
-    def release(self, grads: Grads) -> dict[str, Tensor]:
+    def gradients(self, inputs: Tensor, labels: Tensor) -> Grads:
+        """Gradients of the batch before any randomness, in parameter order."""
+        ...
+
+    def release(self, grads: Grads, *, batch_size: int | None = None) -> dict[str, Tensor]:
         """The defended message, with fresh randomness."""
         ...
 
@@ -45,7 +50,7 @@ class GradientMemo:
 
     def gradients(self, client: ReleasingClient, inputs: Tensor, labels: Tensor) -> Grads:
         """``client.gradients(inputs, labels)``, computed at most once while there is room."""
-        key = _digest(inputs, labels)
+        key = _digest(client.kind, inputs, labels)
         if key in self._known:
             return self._known[key]
         # Dropout draws from torch's global state. Its masks then depend on the batch, not on what
@@ -72,11 +77,12 @@ class MemoisedClient:
 
     def __call__(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
         # release must not write into what it is given; the memo would hand out defended tensors.
-        return self.client.release(self.memo.gradients(self.client, inputs, labels))
+        grads = self.memo.gradients(self.client, inputs, labels)
+        return self.client.release(grads, batch_size=len(labels))
 
 
-def _digest(inputs: Tensor, labels: Tensor) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
+def _digest(kind: str, inputs: Tensor, labels: Tensor) -> bytes:
+    digest = hashlib.blake2b(kind.encode(), digest_size=16)
     for tensor in (inputs, labels):
         # Shape and type too: the same bytes can be another batch.
         digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())

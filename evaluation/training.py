@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from gradguard import Defense, NonFiniteGradientError
 from gradguard.evaluation.specs import TrainingSpec
+from gradguard.finite import NonFiniteExampleError
+from gradguard.hook_warning import without_hook_warning
+
+Criterion = Callable[[Tensor, Tensor], Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,16 +98,18 @@ def train(
     )
     batches: Any = loader(*data, batch_size=spec.batch_size, seed=seed)
     model.train()
+    criterion: Criterion = functional.cross_entropy
     trained: nn.Module = model
     if defense is not None:
-        trained, guarded, batches = defense.attach(model, optimizer, batches)
+        attached = defense.attach(model, optimizer, batches)
         # A deployed guard takes its noise from the operating system; a study can be run again.
-        guarded.reset(seed)
-        optimizer = guarded
+        attached.reset(seed)
+        trained, optimizer, batches = attached
+        criterion = getattr(attached, "criterion", criterion)
     # Dropout and a defence's default streams draw from the global state: keep that repeatable.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % 2**63)
-        finite = _run(trained, optimizer, _endless(batches), spec.steps, on_step)
+        finite = _run(trained, optimizer, criterion, _endless(batches), spec.steps, on_step)
     if not finite or not _finite(model):
         return Outcome(model, 0.0, True)
     return Outcome(model, accuracy(model, *test), False)
@@ -111,25 +118,37 @@ def train(
 def _run(
     model: nn.Module,
     optimizer: Optimizer,
+    criterion: Criterion,
     batches: Iterator[tuple[Tensor, Tensor]],
     steps: int,
     on_step: Callable[[], None],
 ) -> bool:
     """Take the steps; false as soon as a loss or a gradient is not finite."""
-    for _ in range(steps):
-        inputs, labels = next(batches)
-        optimizer.zero_grad()
-        loss = functional.cross_entropy(model(inputs), labels)
-        if not torch.isfinite(loss):
-            return False
-        loss.backward()  # type: ignore[no-untyped-call]
-        # A guard refuses a gradient that is not finite. Without one it reaches the weights, and
-        # the next loss, or the weights at the end, show it.
-        try:
-            optimizer.step()
-        except NonFiniteGradientError:
-            return False
-        on_step()
+    with without_hook_warning():
+        return all(_step(model, optimizer, criterion, next(batches), on_step) for _ in range(steps))
+
+
+def _step(
+    model: nn.Module,
+    optimizer: Optimizer,
+    criterion: Criterion,
+    batch: tuple[Tensor, Tensor],
+    on_step: Callable[[], None],
+) -> bool:
+    inputs, labels = batch
+    optimizer.zero_grad()
+    loss = criterion(model(inputs), labels)
+    # A Poisson batch may be empty, and the mean of nothing is NaN; its gradient is zero.
+    if len(labels) and not math.isfinite(loss.item()):
+        return False
+    loss.backward()
+    # A guard refuses a gradient that is not finite. Without one it reaches the weights, and
+    # the next loss, or the weights at the end, show it.
+    try:
+        optimizer.step()
+    except (NonFiniteGradientError, NonFiniteExampleError):
+        return False
+    on_step()
     return True
 
 
@@ -150,14 +169,17 @@ def step_overhead(
         model = build()
         optimizer: Optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
         batches: Any = loader(*data, batch_size=spec.batch_size, seed=0)
+        criterion: Criterion = functional.cross_entropy
         if side is not None:
-            model, optimizer, batches = side.attach(model, optimizer, batches)
-        sides.append((model, optimizer, _endless(batches)))
+            attached = side.attach(model, optimizer, batches)
+            model, optimizer, batches = attached
+            criterion = getattr(attached, "criterion", criterion)
+        sides.append((model, optimizer, criterion, _endless(batches)))
     times: list[list[float]] = [[], []]
     for _ in range(steps):
-        for (model, optimizer, batches), taken in zip(sides, times, strict=True):
+        for (model, optimizer, criterion, batches), taken in zip(sides, times, strict=True):
             start = time.perf_counter()
-            _run(model, optimizer, batches, 1, lambda: None)
+            _run(model, optimizer, criterion, batches, 1, lambda: None)
             taken.append(time.perf_counter() - start)
     warm = [np.median(taken[steps // 5 :]) for taken in times]
     return float(warm[1] / warm[0])

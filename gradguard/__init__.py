@@ -12,6 +12,7 @@ from gradguard.core import State as State
 from gradguard.core import chain as chain
 from gradguard.defense import Attached as Attached
 from gradguard.defense import Defense as Defense
+from gradguard.dpsgd import DPSGD as DPSGD
 from gradguard.error_feedback import ErrorFeedback as ErrorFeedback
 from gradguard.finite import NonFiniteGradientError as NonFiniteGradientError
 from gradguard.noise import AddGaussian as AddGaussian

@@ -47,6 +47,8 @@ class Client:
     {'weight': torch.Size([2, 3]), 'bias': torch.Size([2])}
     """
 
+    kind = "raw mean"  # tells apart clients whose gradients() of the same batch differ
+
     def __init__(
         self,
         model: nn.Module,
@@ -76,17 +78,19 @@ class Client:
             loss = self.loss(self.model(inputs), labels)
             return list(torch.autograd.grad(loss, self._params, allow_unused=True))
 
-    def release(self, grads: Grads) -> dict[str, Tensor]:
+    def release(self, grads: Grads, *, batch_size: int | None = None) -> dict[str, Tensor]:
         """The defended message for given raw gradients, which are not modified.
 
         A parameter without gradient is sent as zeros.
 
         Args:
             grads: In the order of ``names``, as :meth:`gradients` returns them.
+            batch_size: Not needed here: these gradients are means. A DP-SGD client's are sums.
         """
         for p, grad in zip(self._params, grads, strict=True):
             p.grad = None if grad is None else grad.detach().clone()
-        self.guard.reset(self._message_seed())
+        self._sent += 1
+        self.guard.reset(message_seed(self.seed, self._sent))
         sent = cast(dict[str, Tensor], self.guard.release())
         for p in self._params:
             p.grad = None
@@ -96,9 +100,9 @@ class Client:
         named = zip(self.names, self._params, strict=True)
         return {name: sent.get(name, torch.zeros_like(p.detach())) for name, p in named}
 
-    def _message_seed(self) -> int | None:
-        self._sent += 1
-        if self.seed is None:
-            return None
-        digest = hashlib.sha256(f"{self.seed}/{self._sent}".encode()).digest()
-        return int.from_bytes(digest)
+
+def message_seed(seed: int | None, number: int) -> int | None:
+    """The seed of a client's message by its number; ``None`` stays ``None``."""
+    if seed is None:
+        return None
+    return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest())

@@ -6,8 +6,8 @@ import json
 import math
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
-from typing import Any, NamedTuple
+from dataclasses import KW_ONLY, dataclass, fields
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tomli_w
 from torch import Tensor, nn
@@ -16,10 +16,14 @@ from torch.optim import Optimizer
 
 from gradguard.client import Client
 from gradguard.core import Chain, GradTransform, chain
+from gradguard.dpsgd import DPSGD
 from gradguard.optimizer import GuardedOptimizer, guard
 from gradguard.serialization import nearest, transform_from_plain, transform_to_plain
 
-_FIELDS = ("name", "transform")
+if TYPE_CHECKING:
+    from gradguard.dp import PrivacyLedger, PrivateClient, PrivateTraining
+
+_FIELDS = ("name", "dp", "transform")
 _TEXTS = ("name", "pattern")
 
 
@@ -30,6 +34,10 @@ class Attached(NamedTuple):
     optimizer: GuardedOptimizer
     loader: Any
 
+    def reset(self, seed: int | None = None) -> None:
+        """Forget residuals and start new random streams; see :meth:`GuardedOptimizer.reset`."""
+        self.optimizer.reset(seed)
+
 
 @dataclass(frozen=True)
 class Defense:
@@ -38,12 +46,14 @@ class Defense:
     Guarantees:
 
     - a round trip through ``to_dict``, ``to_toml`` and ``to_json`` gives an equal defence;
-    - ``attach`` and ``client`` run the same transform code.
+    - ``attach`` and ``client`` run the same transform code;
+    - with ``dp`` the transforms run after the noise, so they cannot weaken its guarantee.
 
     Args:
         name: How reports call it; not empty.
         transform: A transform or a sequence of them, applied left to right. An empty sequence is
             no defence at all. Kept as a chain.
+        dp: DP-SGD before the transforms, or ``None``.
 
     >>> from gradguard.sparsification import KeepTopK
     >>> print(Defense("top-k", transform=KeepTopK(0.01)).to_toml(), end="")
@@ -56,6 +66,7 @@ class Defense:
     name: str
     _: KW_ONLY
     transform: GradTransform | Sequence[GradTransform]
+    dp: DPSGD | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -66,6 +77,8 @@ class Defense:
             # A class has init and update too: Sign in place of Sign().
             if isinstance(part, type) or not isinstance(part, GradTransform):
                 raise TypeError(f"defence {self.name!r}: expected a transform, got {part!r}")
+        if self.dp is not None and not isinstance(self.dp, DPSGD):
+            raise TypeError(f"defence {self.name!r}: expected dp=DPSGD(...), got {self.dp!r}")
         # Always a chain, so that equal defences compare equal however they were written.
         object.__setattr__(self, "transform", chain(*parts))
 
@@ -75,8 +88,23 @@ class Defense:
         assert isinstance(self.transform, Chain)  # by __post_init__
         return self.transform
 
-    def attach(self, model: nn.Module, optimizer: Optimizer, loader: Any = None) -> Attached:
+    def attach(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        loader: Any = None,
+        *,
+        ledger: PrivacyLedger | None = None,
+    ) -> Attached | PrivateTraining:
         """Put the defence into a training loop, in front of ``optimizer``.
+
+        Args:
+            loader: Needed by ``dp``, which replaces its sampling.
+            ledger: With ``dp``, that of this data set if it has been trained on before.
+
+        Returns:
+            ``model, optimizer, loader`` to train with; with ``dp`` as a
+            :class:`gradguard.dp.PrivateTraining`.
 
         >>> import torch
         >>> layer = nn.Linear(2, 1)
@@ -84,21 +112,52 @@ class Defense:
         >>> type(plain.attach(layer, torch.optim.SGD(layer.parameters(), lr=0.1)).optimizer)
         <class 'gradguard.optimizer.GuardedOptimizer'>
         """
-        return Attached(model, guard(optimizer, self.chain, model=model), loader)
+        if self.dp is None:
+            return Attached(model, guard(optimizer, self.chain, model=model), loader)
+        if loader is None:
+            raise ValueError(
+                f"defence {self.name!r} has DP-SGD, whose guarantee rests on how batches are "
+                "sampled: attach(model, optimizer, loader)"
+            )
+        from gradguard.dp import make_private  # Opacus takes seconds to import
+
+        return make_private(
+            model,
+            optimizer,
+            loader,
+            noise_multiplier=self.dp.noise_multiplier,
+            max_grad_norm=self.dp.max_grad_norm,
+            after=self.chain,
+            mode=self.dp.mode,
+            accountant=self.dp.accountant if ledger is None else None,
+            ledger=ledger,
+        )
 
     def client(
         self,
         model: nn.Module,
         *,
         loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+        batch_size: int | None = None,
         seed: int | None = None,
-    ) -> Client:
-        """The client as a black box that an attacker may query; see :class:`Client`."""
-        return Client(model, self.chain, loss=loss, seed=seed)
+    ) -> Client | PrivateClient:
+        """The client as a black box that an attacker may query.
+
+        See :class:`Client`, and with ``dp`` :class:`gradguard.dp.PrivateClient`, which is the one
+        that uses ``batch_size``.
+        """
+        if self.dp is None:
+            return Client(model, self.chain, loss=loss, seed=seed)
+        from gradguard.dp import PrivateClient
+
+        return PrivateClient(
+            model, self.dp, self.chain, loss=loss, batch_size=batch_size, seed=seed
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Strings, numbers, lists and dicts, as in a study's ``[[defense]]`` table."""
-        return {"name": self.name, "transform": transform_to_plain(self.chain)}
+        dp = {} if self.dp is None else {"dp": self.dp.to_dict()}
+        return {"name": self.name, **dp, "transform": transform_to_plain(self.chain)}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Defense:
@@ -114,10 +173,12 @@ class Defense:
         for key in plain:
             if key not in _FIELDS:
                 raise ValueError(f"{where}: unknown key {key!r}; {nearest(key, _FIELDS)}")
-        if "transform" not in plain:
+        # With DP-SGD there is a defence without any transform; else the file may lack a line.
+        if "transform" not in plain and "dp" not in plain:
             raise ValueError(f"{where}: transform is missing; write transform = [] for no defence")
-        transform = transform_from_plain(plain["transform"], where=f"{where}: transform")
-        return cls(name=name, transform=transform)  # type: ignore[arg-type]
+        transform = transform_from_plain(plain.get("transform", []), where=f"{where}: transform")
+        dp = _dp_from(plain["dp"], where=f"{where}: dp") if "dp" in plain else None
+        return cls(name=name, transform=transform, dp=dp)  # type: ignore[arg-type]
 
     def to_toml(self) -> str:
         """As the text of one ``[[defense]]`` table, without its header."""
@@ -137,6 +198,19 @@ class Defense:
     def from_json(cls, text: str) -> Defense:
         """The inverse of :meth:`to_json`; raises as :meth:`from_dict` does."""
         return cls.from_dict(_infinities(_parsed(json.loads, text, "JSON"), "inf", math.inf))
+
+
+def _dp_from(plain: Any, *, where: str) -> DPSGD:
+    known = [f.name for f in fields(DPSGD) if f.name != "_"]
+    if not isinstance(plain, Mapping):
+        raise ValueError(f"{where}: expected a table of {', '.join(known)}; got {plain!r}")
+    for key in plain:
+        if key not in known:
+            raise ValueError(f"{where}: unknown key {key!r}; {nearest(key, known)}")
+    try:
+        return DPSGD(**plain)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _parsed(parse: Callable[[str], Any], text: str, what: str) -> Any:

@@ -46,6 +46,10 @@ def _rebuild(index: int, name: str | None, what: str) -> NonFiniteGradientError:
     return NonFiniteGradientError(index, name=name, what=what)
 
 
+class NonFiniteExampleError(ArithmeticError):
+    """One example's gradient holds NaN or infinity and cannot be left out; nothing was sent."""
+
+
 def is_finite(tensor: Tensor) -> bool:
     """Whether every element is finite.
 
