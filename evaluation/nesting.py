@@ -14,7 +14,9 @@ from gradguard.evaluation.report import Row
 
 
 def nested(defenses: Sequence[Defense]) -> Iterator[tuple[str, str]]:
-    """Names of pairs of which the second starts with all transforms of the first.
+    """Names of pairs of which the second starts with all of the first.
+
+    With DP-SGD the first must clip alike, and may have less noise if it has no transform.
 
     >>> from gradguard import Sign
     >>> list(nested([Defense("none", transform=[]), Defense("sign", transform=Sign())]))
@@ -22,9 +24,24 @@ def nested(defenses: Sequence[Defense]) -> Iterator[tuple[str, str]]:
     """
     for inner in defenses:
         for outer in defenses:
-            start = outer.chain.links[: len(inner.chain.links)]
-            if inner.name != outer.name and start == inner.chain.links:
+            if inner.name != outer.name and _adds_to(outer, inner):
                 yield inner.name, outer.name
+
+
+def _adds_to(outer: Defense, inner: Defense) -> bool:
+    if outer.dp is None or inner.dp is None:
+        # Clipping examples one by one is no function of their mean: neither contains the other.
+        same = outer.dp is inner.dp
+    elif inner.chain.links:
+        same = _noise_of(outer) == _noise_of(inner)
+    else:  # more noise is less noise, and then the difference of their variances
+        same = _noise_of(outer)[1] == _noise_of(inner)[1] and _noise_of(outer) >= _noise_of(inner)
+    return same and outer.chain.links[: len(inner.chain.links)] == inner.chain.links
+
+
+def _noise_of(defense: Defense) -> tuple[float, float | tuple[float, ...]]:
+    assert defense.dp is not None
+    return defense.dp.noise_multiplier, defense.dp.max_grad_norm
 
 
 def weak_attacks(defenses: Sequence[Defense], rows: Sequence[Row]) -> list[str]:

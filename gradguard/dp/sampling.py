@@ -43,7 +43,17 @@ def poisson_loader(loader: DataLoader[Any], generator: torch.Generator) -> DPDat
             f"the loader has no batch: {_size(loader)} examples with batch_size "
             f"{loader.batch_size} and drop_last; the sample rate would be above 1"
         )
-    return DPDataLoader.from_data_loader(loader, generator=generator)
+    # Not from_data_loader, which warns of drop_last each time although nothing is dropped.
+    kept = (
+        *("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn"),
+        *("multiprocessing_context", "prefetch_factor", "persistent_workers"),
+    )
+    return DPDataLoader(
+        loader.dataset,
+        sample_rate=1 / len(loader),
+        generator=generator,
+        **{name: getattr(loader, name) for name in kept},
+    )
 
 
 def rate_of(loader: DPDataLoader) -> float:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from gradguard import AddGaussian, Defense, Sign
+from gradguard import DPSGD, AddGaussian, Defense, Sign
 from gradguard.evaluation.nesting import nested, weak_attacks
 from tests.evaluation.examples import NONE, row
 
@@ -31,3 +31,17 @@ def test_overlapping_intervals_other_cells_and_unrelated_defences_give_none() ->
     unrelated = row(defense="sign", worst_ci=(0.9, 1.0))
     assert weak_attacks(ALL, [low, near, unrelated]) == []
     assert weak_attacks(ALL, [low, elsewhere]) == []
+
+
+def test_dp_sgd_is_nested_in_the_same_with_more_noise_or_more_after_it_and_in_nothing_else() -> (
+    None
+):
+    less = Defense("z=1", dp=DPSGD(1.0, 1.0), transform=[])
+    more = Defense("z=2", dp=DPSGD(2.0, 1.0), transform=[])
+    less_sign = Defense("z=1, sign", dp=DPSGD(1.0, 1.0), transform=Sign())
+    more_sign = Defense("z=2, sign", dp=DPSGD(2.0, 1.0), transform=Sign())
+    wider = Defense("z=4, C=2", dp=DPSGD(4.0, 2.0), transform=[])
+    assert set(nested([NONE, SIGN, less, more, less_sign, more_sign, wider])) == {
+        *(("none", "sign"), ("z=1", "z=2"), ("z=1", "z=1, sign"), ("z=1", "z=2, sign")),
+        ("z=2", "z=2, sign"),
+    }
