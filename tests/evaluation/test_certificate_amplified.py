@@ -49,14 +49,17 @@ def test_the_amplified_bound_agrees_with_a_second_accountant(
             sampling_prob=rate,
             value_discretization_interval=2e-4,
             pessimistic_estimate=pessimistic,
+            use_connect_dots=pessimistic,
         ).self_compose(releases)
         epsilons = np.linspace(-8, 12, 8001)
-        deltas = np.array(loss.get_delta_for_epsilon(epsilons))
+        # With the record against without it; the public method takes the worse of both ways.
+        deltas = np.array(loss._pmf_remove.get_delta_for_epsilon(epsilons))
         return tuple(float((prior * np.exp(epsilons) + deltas).min()) for prior in PRIORS)
 
     for prior, low, high in zip(PRIORS, second(False), second(True), strict=True):
         found = per_record_bound(prior, noise, releases, rate)
-        assert low * (1 - 1e-5) <= found <= high * (1 + 4e-3)
+        assert low <= found
+        assert high * (1 - 1e-6) <= found <= high * (1 + 2e-3)
 
 
 @given(prior=st.floats(1e-3, 0.999), noise=st.floats(0.05, 50), rate=st.floats(1e-3, 0.999))
