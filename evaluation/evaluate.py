@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from gradguard.evaluation.bench import Bench, Cell, prepare
+from gradguard.evaluation.certificate_law import broken_certificates, certificates_sentence
 from gradguard.evaluation.data import Data
 from gradguard.evaluation.errors import UnusableInputError
 from gradguard.evaluation.models import Factory
@@ -14,7 +15,7 @@ from gradguard.evaluation.nesting import weak_attacks
 from gradguard.evaluation.progress import Progress, Silent
 from gradguard.evaluation.provenance import provenance
 from gradguard.evaluation.report import Report, Row
-from gradguard.evaluation.rows import make_row
+from gradguard.evaluation.rows import guarantees, make_row
 from gradguard.evaluation.study import Study
 from gradguard.evaluation.work import working
 
@@ -59,6 +60,7 @@ def evaluate(
 
     - the worst attack is chosen on batches that share no image with those it is scored on;
     - the attacker's images are in no client's data;
+    - an attack that is clearly above a certificate is a warning in the report;
     - a study and seed give the same report on the same machine, times aside.
 
     Args:
@@ -98,7 +100,8 @@ def evaluate(
     def report(complete: bool) -> Report:
         taken = time.perf_counter() - start
         facts = provenance(bench, command=command, started=started, seconds=taken)
-        facts["warnings"] = weak_attacks(study.defenses, rows)
+        facts["warnings"] = [*broken_certificates(rows), *weak_attacks(study.defenses, rows)]
+        facts["certificates"] = certificates_sentence(rows) or "none: no row has a certificate"
         return Report(study.to_dict(), tuple(rows), facts, complete)
 
     try:
@@ -144,4 +147,5 @@ def _run(bench: Bench, rows: list[Row], progress: Progress, jobs: int) -> None:
             for defense in defenses:
                 cost, scores = work.cost(defense), work.scores(cell, defense)
                 seed = bench.seed("intervals", cell.stage, cell.composition, cell.batch_size)
-                rows.append(make_row(defense, cell, scores, cost, seed=seed))
+                promised = guarantees(bench, cell, defense)
+                rows.append(make_row(defense, cell, scores, cost, seed=seed, guaranteed=promised))

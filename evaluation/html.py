@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from html import escape as _escape
 from importlib import resources
 
+from gradguard.evaluation.certificate_law import promise
 from gradguard.evaluation.report import Report, Row
-from gradguard.evaluation.sentences import cell_words, closing_line, sentences, tone
+from gradguard.evaluation.sentences import cell_words, closing_line, epsilon_text, sentences, tone
 from gradguard.evaluation.svg import scatter
-from gradguard.evaluation.table import accuracy_text, behind, by_cell, with_interval
+from gradguard.evaluation.table import accuracy_text, behind, by_cell, certified_text, with_interval
 
 
 def escape(text: str) -> str:
@@ -56,6 +57,7 @@ def render_html(report: Report) -> str:
             "<h2>All rows</h2>",
             _table(report.rows),
             _skipped(report.rows),
+            _promises(report),
             "<h2>How this was measured</h2>",
             _method(report),
             f"<script>\n{_asset('report.js')}</script>\n</body>\n</html>\n",
@@ -129,6 +131,50 @@ def _skipped(rows: Sequence[Row]) -> str:
         for defense, name, why in sorted(found)
     )
     return f"<p>Attacks that cannot be mounted, which is no low score:</p><ul>{items}</ul>"
+
+
+def _promises(report: Report) -> str:
+    """What is proven, in a table and in words; nothing where no row has a certificate."""
+    if not any(row.certificate is not None for row in report.rows):
+        return ""
+    names = (
+        *("defence", "conditions", "labels read %", "labels at most %"),
+        *("one label at most %", "epsilon of a training run"),
+    )
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
+    body = "\n".join(_promise_row(row) for row in report.rows)
+    return "\n".join(
+        [
+            "<h2>What is proven, against every attacker</h2>",
+            f"<p>{escape(report.provenance.get('certificates', ''))}.</p>",
+            f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>',
+            f"<tbody>\n{body}\n</tbody></table></div>",
+            "<details><summary>What each certificate promises, and what not</summary>",
+            _promise_list(report),
+            "</details>",
+        ]
+    )
+
+
+def _promise_row(row: Row) -> str:
+    both, one = certified_text(row)
+    cells = [
+        _text(row.defense),
+        _text(cell_words(row)),
+        _number(row.worst_asr, with_interval(row.worst_asr, row.worst_ci), tone(row)),
+        *(f"<td>{escape(text)}</td>" for text in (both, one, epsilon_text(row))),
+    ]
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _promise_list(report: Report) -> str:
+    # The same for every model: noise does not depend on how far the model is trained.
+    said = {(row.defense, promise(row)): None for row in report.rows if row.certificate}
+    return (
+        "<dl>"
+        + "".join(f"<dt>{escape(name)}</dt><dd>{escape(text or '')}</dd>" for name, text in said)
+        + "</dl>"
+    )
 
 
 def _method(report: Report) -> str:

@@ -42,7 +42,12 @@ class Row:
         worst_asr: Its success rate on the scored batches, which share no image with those.
         blind_asr: Success rate of the best guess without looking, on the same scored batches.
         advantage: ``(worst_asr - blind_asr) / (1 - blind_asr)``.
-        epsilon, delta, certificate: ``None`` without differential privacy.
+        epsilon: Of a training run with the defence, at ``delta``, for one record added or
+            removed; an upper value, and infinite where there is none. ``None`` without
+            differential privacy, as are the next two.
+        delta: See ``epsilon``.
+        certificate: Upper bounds on what any attacker reads; see
+            :func:`gradguard.evaluation.certify.certify`.
     """
 
     defense: str
@@ -78,6 +83,8 @@ class Row:
             name: AttackScore(score["asr"], tuple(score["ci"]), score["advantage"])
             for name, score in values["attacks"].items()
         }
+        if values.get("epsilon") == "inf":
+            values["epsilon"] = math.inf
         # A later gradguard may write more into a row; what is known here is still readable.
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
@@ -101,13 +108,14 @@ class Report:
     def to_json(self) -> str:
         """JSON without NaN or infinity, which JSON does not have.
 
-        An infinite bound of a defence is written ``"inf"``, as ``Defense.from_json`` reads it.
+        An infinite bound of a defence is written ``"inf"``, as ``Defense.from_json`` reads it;
+        so is an infinite epsilon.
         """
         table = {
             "schema": SCHEMA,
             "complete": self.complete,
             "study": _finite(self.study),
-            "rows": [asdict(row) for row in self.rows],
+            "rows": [_plain(row) for row in self.rows],
             "provenance": self.provenance,
         }
         return json.dumps(table, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
@@ -130,6 +138,11 @@ class Report:
             return cls(table["study"], rows, table["provenance"], table["complete"])
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise UnusableInputError(f"not a gradguard report: {one_line(error)}") from error
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    # Only here: an infinity anywhere else is a mistake, which is not to become a report.
+    return asdict(row) | {"epsilon": _finite(row.epsilon)}
 
 
 def _finite(value: Any) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +12,7 @@ from gradguard import Defense
 from gradguard.evaluation.attackers import BLIND
 from gradguard.evaluation.bench import Bench, Cell
 from gradguard.evaluation.cell import CellScores
+from gradguard.evaluation.certify import certify, run_epsilon
 from gradguard.evaluation.metrics import Resampler, advantage, t_interval
 from gradguard.evaluation.progress import Progress
 from gradguard.evaluation.report import AttackScore, Row
@@ -52,8 +55,48 @@ def worst_attack(calibration: dict[str, np.ndarray]) -> str:
     return max(calibration, key=lambda name: float(calibration[name].mean()))
 
 
-def make_row(defense: Defense, cell: Cell, scores: CellScores, cost: Cost, *, seed: int) -> Row:
+def guarantees(bench: Bench, cell: Cell, defense: Defense) -> dict[str, Any]:
+    """The row's ``epsilon``, ``delta`` and ``certificate``; all ``None`` without DP-SGD.
+
+    Epsilon is that of one training run on the clients' data, batches drawn as DP-SGD draws them.
+    """
+    dp, training = defense.dp, bench.study.training
+    if dp is None:
+        return {"epsilon": None, "delta": None, "certificate": None}
+    # As Opacus has it: one over the number of full batches in an epoch.
+    rate = 1 / max(1, len(bench.parts.client) // training.batch_size)
+    labels = bench.data.labels.numpy()[bench.parts.scored]
+    counts = np.bincount(labels, minlength=bench.data.num_classes)
+    certificate = certify(
+        dp,
+        composition=cell.composition,
+        batch_size=cell.batch_size,
+        # The share behind "iid" batches, see `draw_batches`.
+        label_prior=counts / counts.sum(),
+        training_releases=training.steps,
+        sample_rate=rate,
+    )
+    epsilon = _run_epsilon(dp, training.steps, rate)
+    return {"epsilon": epsilon, "delta": dp.delta, "certificate": certificate}
+
+
+# Seconds of accounting, and the same for all rows of a defence.
+_run_epsilon = lru_cache(maxsize=256)(run_epsilon)
+
+
+def make_row(
+    defense: Defense,
+    cell: Cell,
+    scores: CellScores,
+    cost: Cost,
+    *,
+    seed: int,
+    guaranteed: dict[str, Any],
+) -> Row:
     """One row of the report.
+
+    Args:
+        guaranteed: What :func:`guarantees` gives.
 
     Guarantees:
 
@@ -90,4 +133,5 @@ def make_row(defense: Defense, cell: Cell, scores: CellScores, cost: Cost, *, se
         blind_asr=base,
         advantage=attacks[worst].advantage,
         advantage_ci=resampler.advantage_ci(scores.scored[worst], blind),
+        **guaranteed,
     )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from gradguard.evaluation.certificate_law import percent_up
 from gradguard.evaluation.report import Report, Row
 
 # Below this advantage a leak is too small for the batches of an ordinary study to tell from none.
@@ -67,7 +70,27 @@ def defense_sentence(rows: Sequence[Row], undefended: float | None) -> str:
     row = worst_row(rows)
     others = [other for other in rows if other.stage != row.stage]
     elsewhere = f"; {_briefly(worst_row(others))}" if others else ""
-    return f"{row.defense}: {_cost(row, undefended)}; {_reading(row)}{elsewhere}."
+    proven = "" if row.certificate is None else f"; {_proven(row, row.certificate)}"
+    return f"{row.defense}: {_cost(row, undefended)}; {_reading(row)}{elsewhere}{proven}."
+
+
+def _proven(row: Row, certificate: Mapping[str, Any]) -> str:
+    """What holds against every attacker under the row's conditions, in half a sentence."""
+    return (
+        f"proven against every attacker: from one message of {row.composition} batches of "
+        f"{row.batch_size}, a record's label is named with at most "
+        f"{percent_up(certificate['value'], 0)} (a guess: {percent(certificate['kappa'])}), and a "
+        f"training run has epsilon {epsilon_text(row)}"
+    )
+
+
+def epsilon_text(row: Row) -> str:
+    """Epsilon, rounded up, with its delta; ``"none"`` without differential privacy."""
+    if row.epsilon is None or row.delta is None:
+        return "none"
+    if not row.epsilon < math.inf:
+        return "unbounded"
+    return f"{math.ceil(100 * row.epsilon - 1e-7) / 100:.2f} at delta {row.delta:g}"
 
 
 def _cost(row: Row, undefended: float | None) -> str:
@@ -114,7 +137,9 @@ def undefended_accuracy(report: Report) -> float | None:
 
     Only that row is a fair baseline: it was trained on the same images as the others.
     """
-    bare = {d["name"] for d in report.study["defense"] if not d["transform"]}
+    bare = {
+        d["name"] for d in report.study["defense"] if not d.get("transform") and d.get("dp") is None
+    }
     found = [row.accuracy for row in report.rows if row.defense in bare]
     return found[0] if found else None
 

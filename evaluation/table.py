@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gradguard.evaluation.certificate_law import percent_up
 from gradguard.evaluation.metrics import Interval
 from gradguard.evaluation.report import Report, Row
-from gradguard.evaluation.sentences import cell_words, closing_line, tone
+from gradguard.evaluation.sentences import cell_words, closing_line, epsilon_text, tone
 
 PIPE_WIDTH = 100
 """Columns where the output is no terminal; rich would take 80 and cut the names."""
@@ -37,12 +38,16 @@ def print_report(report: Report, console: Console) -> None:
     """Print the tables, how much lies behind them, and one plain closing line."""
     for rows in by_cell(report):
         console.print(_table(rows))
+        if any(row.certificate is not None for row in rows):
+            console.print(_certified(rows))
         console.print()
     skipped = sorted({(name, why) for row in report.rows for name, why in row.skipped.items()})
     for name, why in skipped:
         console.print(Text(f"{name} was not run: {why}", style="yellow"))
     for warning in report.provenance.get("warnings", []):
         console.print(Text(f"Warning: {warning}.", style="yellow"))
+    if any(row.certificate is not None for row in report.rows):
+        console.print(Text(f"Certificates: {report.provenance.get('certificates', '')}."))
     console.print(Text(behind(report), style="dim"))
     if not report.complete:
         console.print(Text("Interrupted: only the finished rows are shown.", style="yellow"))
@@ -98,6 +103,44 @@ def _table(rows: Sequence[Row]) -> Table:
             Text(row.worst_attack),
         )
     return table
+
+
+def _certified(rows: Sequence[Row]) -> Table:
+    """What is proven beside what was measured, for the same rows."""
+    table = Table(
+        title=Text("Proven, against every attacker", style="bold"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("defence", no_wrap=True, overflow="ellipsis", max_width=28)
+    for name, width in (
+        *(("labels\nread %", 12), ("labels\nat most %", 9), ("one label\nat most %", 9)),
+        ("epsilon\nof a training run", 22),
+    ):
+        table.add_column(name, justify="right", no_wrap=True, min_width=width)
+    for row in rows:
+        both, one = certified_text(row)
+        table.add_row(
+            Text(row.defense),
+            with_interval(row.worst_asr, row.worst_ci),
+            both,
+            one,
+            epsilon_text(row),
+        )
+    return table
+
+
+def certified_text(row: Row) -> tuple[str, str]:
+    """Bounds on the share of a batch's labels and on one label, or ``"none"`` for both."""
+    found = row.certificate
+    if found is None:
+        return "none", "none"
+    return _bound(found["multiset"]["value"]), _bound(found["value"])
+
+
+def _bound(share: float) -> str:
+    return percent_up(share).removesuffix(" %")
 
 
 def accuracy_text(row: Row) -> str:

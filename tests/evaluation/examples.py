@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from gradguard import Defense
+from gradguard import DPSGD, Defense
 from gradguard.evaluation import AttackScore, Report, Row
+from gradguard.evaluation.certify import certify
 
 STUDY: dict[str, Any] = {
     "seed": 0,
@@ -75,6 +76,21 @@ def row(**changes: Any) -> Row:
         "advantage_ci": (0.4, 0.6),
     }
     return Row(**(values | changes))
+
+
+def certified(noise: float = 4.0, *, rate: float = 0.1, **changes: Any) -> Row:
+    """A plausible row of DP-SGD, with its certificate."""
+    values: dict[str, Any] = {"composition": "iid", "defense": "DP-SGD"}
+    values |= {"epsilon": 1.25, "delta": 1e-5} | changes
+    certificate = certify(
+        DPSGD(noise_multiplier=noise, max_grad_norm=1.0),
+        composition=values["composition"],
+        batch_size=8,
+        label_prior=[0.1] * 10,
+        training_releases=100,
+        sample_rate=rate,
+    )
+    return row(**values, certificate=certificate)
 
 
 def report(*rows: Row, **changes: Any) -> Report:

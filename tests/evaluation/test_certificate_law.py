@@ -1,36 +1,18 @@
 from __future__ import annotations
 
-from typing import Any
-
-from gradguard import DPSGD
-from gradguard.evaluation import AttackScore, Row
+from gradguard.evaluation import AttackScore
 from gradguard.evaluation.certificate_law import (
     broken_certificates,
     certificates_sentence,
     promise,
 )
-from gradguard.evaluation.certify import certify
-from tests.evaluation.examples import row
-
-
-def certified(noise: float = 4.0, rate: float = 0.1, **changes: Any) -> Row:
-    composition = changes.pop("composition", "iid")
-    certificate = certify(
-        DPSGD(noise_multiplier=noise, max_grad_norm=1.0),
-        composition=composition,
-        batch_size=8,
-        label_prior=[0.1] * 10,
-        training_releases=100,
-        sample_rate=rate,
-    )
-    values = {"composition": composition, "epsilon": 1.25, "delta": 1e-5}
-    return row(**(values | changes), certificate=certificate)
+from tests.evaluation.examples import certified, row
 
 
 def test_an_attack_that_is_clearly_above_a_certificate_breaks_it() -> None:
     impossible = certified(attacks={"LLG": AttackScore(0.9, (0.85, 0.95), 0.8)})
     (sentence,) = broken_certificates([row(), impossible])
-    assert sentence.startswith("LLG reads 90.0 % of the labels behind 'top-k 1 %'")
+    assert sentence.startswith("LLG reads 90.0 % of the labels behind 'DP-SGD'")
     assert "at least 85.0 %" in sentence
     assert "at most 69.5 % are certified: the certificate is broken" in sentence
     said = certificates_sentence([row(), impossible])

@@ -12,7 +12,7 @@ from gradguard.evaluation.html import render_html
 from gradguard.evaluation.output import write_report
 from gradguard.evaluation.plots import draw
 from gradguard.evaluation.svg import scatter
-from tests.evaluation.examples import report, row
+from tests.evaluation.examples import certified, report, row
 
 NASTY = '<script>alert("x")</script> & $_{ [bold] %s {}'
 
@@ -54,6 +54,16 @@ def test_the_table_holds_sortable_values_for_every_row() -> None:
     ]
     assert len(cells) == 20
     assert all(cell["data-value"] for cell in cells)
+
+
+def test_what_is_proven_is_in_a_table_and_in_words() -> None:
+    text = render_html(report(row(), certified(defense=NASTY), certified(stage="trained")))
+    assert "What is proven, against every attacker" in text
+    assert "Whoever sees one message from iid batches of 8" in text
+    assert "It does not cover" in text
+    assert "<td>none</td><td>none</td><td>none</td>" in text
+    assert 'alert("x")' not in text
+    assert "What is proven" not in render_html(report(row()))
 
 
 def test_an_interrupted_study_says_so() -> None:

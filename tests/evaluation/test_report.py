@@ -5,11 +5,17 @@ import json
 import pytest
 
 from gradguard.evaluation import Report, UnusableInputError
-from tests.evaluation.examples import report, row
+from tests.evaluation.examples import certified, report, row
 
 
 def test_a_report_survives_a_round_trip() -> None:
     original = report(row(), row(stage="trained", accuracy_ci=None), complete=False)
+    assert Report.from_json(original.to_json()) == original
+
+
+def test_certificates_and_an_infinite_epsilon_survive_a_round_trip() -> None:
+    original = report(certified(), certified(composition="skewed", epsilon=float("inf")))
+    assert '"epsilon": "inf"' in original.to_json()
     assert Report.from_json(original.to_json()) == original
 
 

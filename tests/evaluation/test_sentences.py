@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from gradguard.evaluation import AttackScore
 from gradguard.evaluation.sentences import closing_line, leaks, sentences, tone
-from tests.evaluation.examples import report, row
+from tests.evaluation.examples import certified, report, row
 
 QUIET = row(
     defense="loud noise",
@@ -87,3 +87,23 @@ def test_the_closing_line_counts_leaks() -> None:
     assert closing_line(report(row())).startswith("The one defence leaks labels")
     assert closing_line(report(row(), QUIET, UNCLEAR)).startswith("1 of 3 defences leak")
     assert closing_line(report()) == "No row was finished."
+
+
+def test_a_sentence_says_what_is_proven_and_rounds_it_up() -> None:
+    (sentence,) = sentences(report(certified(epsilon=1.231))).values()
+    assert sentence.endswith(
+        "; proven against every attacker: from one message of iid batches of 8, a record's label "
+        "is named with at most 16 % (a guess: 10 %), and a training run has epsilon 1.24 at delta "
+        "1e-05."
+    )
+    (unbounded,) = sentences(report(certified(epsilon=float("inf")))).values()
+    assert unbounded.endswith("epsilon unbounded.")
+
+
+def test_dp_sgd_without_a_transform_is_not_taken_for_no_defence() -> None:
+    study = {
+        "training": {"seeds": 2},
+        "defense": [{"name": "DP-SGD", "dp": {"noise_multiplier": 4.0}, "transform": []}],
+    }
+    (sentence,) = sentences(report(certified(), study=study)).values()
+    assert "trains to an accuracy of 90 %" in sentence

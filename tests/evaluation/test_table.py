@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from gradguard.evaluation.table import PIPE_WIDTH, print_report
-from tests.evaluation.examples import report, row
+from tests.evaluation.examples import certified, report, row
 
 
 def printed(*rows: object, **changes: object) -> str:
@@ -33,3 +33,26 @@ def test_divergence_skipped_attacks_and_interruption_are_said() -> None:
     assert "diverged" in text
     assert "LLG+ was not run: no bias" in text
     assert "Interrupted" in text
+
+
+def test_what_is_proven_stands_beside_what_was_measured() -> None:
+    long = "DP-SGD with a name that is far too long for any table"
+    text = printed(row(composition="iid"), certified(defense=long, epsilon=123.456))
+    assert all(len(line) <= PIPE_WIDTH for line in text.splitlines())
+    proven = text[text.index("Proven, against every attacker") :]
+    assert "123.46 at delta 1e-05" in proven
+    assert "69.5" in proven  # of a batch's labels
+    assert "15.2" in proven  # of one record's label, rounded up
+    (undefended,) = [line for line in proven.splitlines() if line.startswith(" top-k 1 %")]
+    assert undefended.split()[-3:] == ["none", "none", "none"]
+
+
+def test_without_differential_privacy_nothing_is_said_of_proofs() -> None:
+    assert "Proven" not in printed(row())
+    assert "ertificate" not in printed(row())
+
+
+def test_whether_the_certificates_hold_is_said() -> None:
+    facts = report(row()).provenance | {"certificates": "no attack exceeds a certificate"}
+    text = printed(certified(), provenance=facts)
+    assert "Certificates: no attack exceeds a certificate." in text

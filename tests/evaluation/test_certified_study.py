@@ -1,0 +1,79 @@
+"""A study with DP-SGD, from beginning to end: rows, certificates and what is said of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from gradguard import DPSGD, Defense
+from gradguard.evaluation import Report, Study, evaluate
+from gradguard.evaluation.bench import Cell, prepare
+from gradguard.evaluation.certificate import multiset_bound, per_record_bound
+from gradguard.evaluation.certificate_law import broken_certificates
+from gradguard.evaluation.certify import run_epsilon
+from gradguard.evaluation.rows import guarantees
+from tests.evaluation.examples import study_with
+
+NOISE = {"noise_multiplier": 8.0, "max_grad_norm": 1.0}
+TABLE = study_with(
+    attack={"compositions": ["iid", "single"]},
+    defense=[
+        {"name": "none", "transform": []},
+        {"name": "DP-SGD", "dp": NOISE, "transform": []},
+        {"name": "DP-SGD, sign", "dp": NOISE, "transform": ["Sign"]},
+    ],
+)
+
+
+@pytest.fixture(scope="module")
+def private() -> Report:
+    return evaluate(Study.from_dict(TABLE))
+
+
+def test_only_rows_with_dp_have_epsilon_delta_and_certificate(private: Report) -> None:
+    for row in private.rows:
+        fields = (row.epsilon, row.delta, row.certificate)
+        if row.defense == "none":
+            assert fields == (None, None, None)
+        else:
+            assert None not in fields
+            assert row.delta == 1e-5
+
+
+def test_the_certificate_is_for_the_labels_that_batches_are_drawn_from(private: Report) -> None:
+    study = Study.from_dict(TABLE)
+    bench = prepare(study)
+    labels = bench.data.labels.numpy()[bench.parts.scored]
+    prior = np.bincount(labels, minlength=10) / len(labels)
+    row = next(r for r in private.rows if r.certificate and r.composition == "iid")
+    assert row.certificate is not None
+    assert row.certificate["value"] == per_record_bound(float(prior.max()), 8.0)
+    # Every attack there is stays below it; the best of both bounds may be tighter.
+    assert row.certificate["multiset"]["value"] <= multiset_bound(4, prior, 8.0)
+    steps = len(bench.parts.client) // study.training.batch_size
+    assert row.epsilon == run_epsilon(study.defenses[1].dp, 4, 1 / steps)  # type: ignore[arg-type]
+    assert row.certificate["run"]["sample_rate"] == 1 / steps
+
+
+def test_what_is_done_after_the_noise_changes_no_certificate(private: Report) -> None:
+    found = {(r.defense, r.composition): (r.epsilon, r.certificate) for r in private.rows}
+    for composition in ("iid", "single"):
+        assert found["DP-SGD", composition] == found["DP-SGD, sign", composition]
+
+
+def test_no_attack_of_a_real_study_exceeds_a_certificate(private: Report) -> None:
+    assert broken_certificates(private.rows) == []
+    assert private.provenance["certificates"].startswith("no attack exceeds a certificate")
+    assert Report.from_json(private.to_json()) == private
+
+
+def test_noise_that_is_claimed_and_not_drawn_breaks_the_certificate(private: Report) -> None:
+    bench = prepare(Study.from_dict(TABLE))
+    strong = Defense("strong", transform=[], dp=DPSGD(noise_multiplier=1e3, max_grad_norm=1.0))
+    claimed = guarantees(bench, Cell("init", "iid", 4), strong)
+    silent = next(r for r in private.rows if r.defense == "none" and r.composition == "iid")
+    (sentence, *_) = broken_certificates([replace(silent, **claimed)])
+    assert "LLG reads" in sentence
+    assert "the certificate is broken" in sentence
