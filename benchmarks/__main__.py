@@ -8,7 +8,7 @@ import time
 
 from benchmarks.mnist import NoImagesError
 
-NAMES = ("llg_reproduction", "llg_plus_speed", "worst_case", "demo")
+NAMES = ("llg_reproduction", "llg_plus_speed", "worst_case", "dp_step", "dp_tradeoff", "demo")
 
 
 def run(names: list[str]) -> int:

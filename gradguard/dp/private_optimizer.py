@@ -86,6 +86,12 @@ class Accounted:
         """After the ledger was loaded: ``releases`` of its entries were made by this training."""
         self.releases, self._unbooked = releases, self.ledger.releases - releases
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "a private optimizer cannot be copied or pickled: two with one noise stream add the "
+            "same noise, which cancels. Save the state_dict() of training, model and optimizer"
+        )
+
     def _check_parameters(self) -> None:
         groups: list[dict[str, Any]] = self.param_groups  # type: ignore[attr-defined]
         check_only_these_gradients(groups)
@@ -191,6 +197,11 @@ class PrivateGhostOptimizer(Accounted, DPOptimizerFastGradientClipping):  # type
     def __init__(self, *args: Any, module: CountingGhostModule, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.module = module
+
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        """Clear the gradients, and forget a backward pass that no step followed."""
+        self.module.take_count()
+        super().zero_grad(set_to_none)
 
     def accumulate(self) -> None:
         """Add ``p.grad`` to the sum, if its clipping was seen and its length agrees."""

@@ -19,7 +19,7 @@ from gradguard.core import GradTransform, Identity
 from gradguard.dp import noise_stream
 from gradguard.dp.errors import LostAccountingError
 from gradguard.dp.ghost_module import CountingGhostModule
-from gradguard.dp.ledger import PrivacyLedger
+from gradguard.dp.ledger import PrivacyLedger, without_order_warning
 from gradguard.dp.private_optimizer import (
     PrivateGhostOptimizer,
     PrivateOptimizer,
@@ -341,14 +341,16 @@ def _multiplier(
             f"the ledger holds {book.releases} releases, on top of which target_epsilon would be "
             "exceeded; give noise_multiplier"
         )
-    found: float = get_noise_multiplier(
-        target_epsilon=target_epsilon,
-        target_delta=target_delta,
-        sample_rate=sample_rate,
-        steps=epochs * len(loader),
-        accountant=book.accountant,
-    )
-    return found
+    with without_order_warning():
+        return float(
+            get_noise_multiplier(
+                target_epsilon=target_epsilon,
+                target_delta=target_delta,
+                sample_rate=sample_rate,
+                steps=epochs * len(loader),
+                accountant=book.accountant,
+            )
+        )
 
 
 def _streams(model: nn.Module) -> dict[str, torch.Generator]:
