@@ -42,8 +42,8 @@ def certificates_sentence(rows: Sequence[Row]) -> str | None:
             + "; ".join(broken)
         )
     return (
-        f"no attack exceeds a certificate: {compared} compared on {len(certified)} rows with "
-        "differential privacy"
+        f"no attack exceeds a certificate ({compared} were compared, in all {len(certified)} rows "
+        "with differential privacy)"
     )
 
 
@@ -65,12 +65,12 @@ def promise(row: Row) -> str | None:
 def _one_message(row: Row, found: dict[str, Any]) -> str:
     multiset = found["multiset"]
     knows = (
-        "knows everything else about the batch"
+        "knows all other records in them, but of this one only how frequent the classes are,"
         if found["formula"] == "R1"
-        else "knows how such batches are made, but no label in this one"
+        else "knows how such batches are made, but no label in them,"
     )
     return (
-        f"Whoever sees one message from {row.composition} batches of {row.batch_size} and {knows} "
+        f"Whoever sees one message from {row.composition} batches of {row.batch_size}, and {knows} "
         f"names the label of a given record with a probability of at most "
         f"{percent_up(found['value'])}, where a guess without the message is right with "
         f"{percent_up(found['kappa'])}. Of all labels in the batch at most "
@@ -85,14 +85,22 @@ def _whole_run(row: Row, run: dict[str, Any]) -> str:
         coins = f", each computed from one record in {1 / run['sample_rate']:.3g},"
     spent = ""
     if row.epsilon is not None and row.delta is not None:
-        epsilon = f"{row.epsilon:.3g}" if row.epsilon < math.inf else "not bounded"
-        spent = f" epsilon is {epsilon} at delta {row.delta:g} (one record added or removed), and"
+        spent = f" epsilon is {epsilon_up(row)} (one record added or removed), and"
     return (
         f"Over a training run of {run['releases']} messages{coins}{spent} the label of a record "
         f"is named with a probability of at most {percent_up(run['value'])}, provided that "
         f"{run['assumes']}; of a record that is in every message, with at most "
         f"{percent_up(run['unamplified'])}."
     )
+
+
+def epsilon_up(row: Row) -> str:
+    """Epsilon, rounded up, with its delta; ``"none"`` without differential privacy."""
+    if row.epsilon is None or row.delta is None:
+        return "none"
+    if not row.epsilon < math.inf:
+        return "unbounded"
+    return f"{math.ceil(100 * row.epsilon - 1e-7) / 100:.2f} at delta {row.delta:g}"
 
 
 def percent_up(share: float, digits: int = 1) -> str:

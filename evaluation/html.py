@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from html import escape as _escape
 from importlib import resources
 
-from gradguard.evaluation.certificate_law import promise
+from gradguard.evaluation.certificate_law import epsilon_up, promise
 from gradguard.evaluation.report import Report, Row
-from gradguard.evaluation.sentences import cell_words, closing_line, epsilon_text, sentences, tone
+from gradguard.evaluation.sentences import cell_words, closing_line, sentences, tone
 from gradguard.evaluation.svg import scatter
 from gradguard.evaluation.table import accuracy_text, behind, by_cell, certified_text, with_interval
 
@@ -162,7 +162,7 @@ def _promise_row(row: Row) -> str:
         _text(row.defense),
         _text(cell_words(row)),
         _number(row.worst_asr, with_interval(row.worst_asr, row.worst_ci), tone(row)),
-        *(f"<td>{escape(text)}</td>" for text in (both, one, epsilon_text(row))),
+        *(f"<td>{escape(text)}</td>" for text in (both, one, epsilon_up(row))),
     ]
     return f"<tr>{''.join(cells)}</tr>"
 

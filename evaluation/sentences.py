@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gradguard.evaluation.certificate_law import percent_up
+from gradguard.evaluation.certificate_law import epsilon_up, percent_up
 from gradguard.evaluation.report import Report, Row
 
 # Below this advantage a leak is too small for the batches of an ordinary study to tell from none.
@@ -80,17 +79,8 @@ def _proven(row: Row, certificate: Mapping[str, Any]) -> str:
         f"proven against every attacker: from one message of {row.composition} batches of "
         f"{row.batch_size}, a record's label is named with at most "
         f"{percent_up(certificate['value'], 0)} (a guess: {percent(certificate['kappa'])}), and a "
-        f"training run has epsilon {epsilon_text(row)}"
+        f"training run has epsilon {epsilon_up(row)}"
     )
-
-
-def epsilon_text(row: Row) -> str:
-    """Epsilon, rounded up, with its delta; ``"none"`` without differential privacy."""
-    if row.epsilon is None or row.delta is None:
-        return "none"
-    if not row.epsilon < math.inf:
-        return "unbounded"
-    return f"{math.ceil(100 * row.epsilon - 1e-7) / 100:.2f} at delta {row.delta:g}"
 
 
 def _cost(row: Row, undefended: float | None) -> str:

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gradguard.evaluation.certificate_law import percent_up
+from gradguard.evaluation.certificate_law import epsilon_up, percent_up
 from gradguard.evaluation.metrics import Interval
 from gradguard.evaluation.report import Report, Row
-from gradguard.evaluation.sentences import cell_words, closing_line, epsilon_text, tone
+from gradguard.evaluation.sentences import cell_words, closing_line, tone
 
 PIPE_WIDTH = 100
 """Columns where the output is no terminal; rich would take 80 and cut the names."""
@@ -126,7 +126,7 @@ def _certified(rows: Sequence[Row]) -> Table:
             with_interval(row.worst_asr, row.worst_ci),
             both,
             one,
-            epsilon_text(row),
+            epsilon_up(row),
         )
     return table
 

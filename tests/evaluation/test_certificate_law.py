@@ -34,7 +34,7 @@ def test_what_chance_explains_and_what_has_no_certificate_breaks_none() -> None:
     assert broken_certificates([by_chance, undefended]) == []
     said = certificates_sentence([by_chance, undefended])
     assert said is not None
-    assert said.startswith("no attack exceeds a certificate: 1 compared on 1 rows")
+    assert said.startswith("no attack exceeds a certificate (1 were compared, in all 1 rows")
 
 
 def test_without_differential_privacy_nothing_is_said_or_promised() -> None:
@@ -47,9 +47,9 @@ def test_a_promise_says_what_to_whom_and_under_which_assumption() -> None:
     said = promise(certified())
     assert said is not None
     assert (
-        "Whoever sees one message from iid batches of 8 and knows everything else about the batch "
-        "names the label of a given record with a probability of at most 15.2 %, where a guess "
-        "without the message is right with 10.0 %."
+        "Whoever sees one message from iid batches of 8, and knows all other records in them, but "
+        "of this one only how frequent the classes are, names the label of a given record with a "
+        "probability of at most 15.2 %, where a guess without the message is right with 10.0 %."
     ) in said
     assert "at most 69.5 % are recovered on average" in said
     assert "Over a training run of 100 messages, each computed from one record in 10," in said
@@ -62,7 +62,7 @@ def test_a_promise_says_what_to_whom_and_under_which_assumption() -> None:
 def test_a_promise_for_dependent_labels_promises_less() -> None:
     said = promise(certified(composition="skewed"))
     assert said is not None
-    assert "knows how such batches are made, but no label in this one" in said
+    assert "knows how such batches are made, but no label in them," in said
     assert "at most 76.4 %" in said  # Phi(Phi^-1(1/10) + 8/4)
 
 

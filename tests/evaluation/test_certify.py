@@ -94,6 +94,17 @@ def test_the_blind_score_is_that_of_simulated_batches(
     assert exact == pytest.approx(best, abs=0.01)
 
 
+def test_the_blind_score_rises_with_the_concentration_from_equal_to_independent_labels() -> None:
+    found = [
+        expected_blind(f"dirichlet:{concentration}", batch_size=32, label_prior=TEN)
+        for concentration in (1e-300, 1e-9, 0.01, 1.0, 1e3, 9e3, 1.1e4, 1e9, 1e200)
+    ]
+    assert found == sorted(found)
+    assert found[0] == pytest.approx(0.1)
+    assert found[-1] == best_constant_asr(32, TEN)
+    assert found[-1] - found[4] < 1e-3
+
+
 def test_the_run_is_certified_with_amplification_and_without() -> None:
     run = found(4.0, "iid")["run"]
     assert isinstance(run, dict)
@@ -136,7 +147,7 @@ def test_the_epsilon_of_a_run_is_that_of_the_accountant() -> None:
     assert 0 <= run_epsilon(dp(1.0), 10, 0.1) - 2.854519 <= 0.011
     assert run_epsilon(dp(1.0, accountant="rdp"), 10, 0.1) > 2.854519
     for accountant in ("prv", "rdp"):  # Opacus warns of this much noise; nothing is wrong
-        assert 0 <= run_epsilon(dp(50.0, accountant=accountant), 4, 0.1) < 0.1
+        assert 0 <= run_epsilon(dp(50.0, accountant=accountant), 4, 0.1) < 0.2
 
 
 def test_unusable_conditions_are_refused() -> None:
