@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -102,7 +103,7 @@ def test_training_stops_before_the_release_that_would_exceed_the_budget() -> Non
 
 
 def test_a_target_epsilon_is_reached_and_not_exceeded() -> None:
-    options = {"target_epsilon": 3.0, "target_delta": 1e-5, "epochs": 5}
+    options: dict[str, Any] = {"target_epsilon": 3.0, "target_delta": 1e-5, "epochs": 5}
     training = private(**options)
     for _ in range(5):
         epoch(training)

@@ -14,7 +14,7 @@ from opacus.utils.batch_memory_manager import BatchMemoryManager
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, WeightedRandomSampler
 
-from gradguard import ErrorFeedback, KeepTopK, Quantize, chain, guard
+from gradguard import DPSGD, ErrorFeedback, KeepTopK, Quantize, chain, guard
 from gradguard.dp import (
     LostAccountingError,
     PrivacyLedger,
@@ -22,9 +22,10 @@ from gradguard.dp import (
     make_private,
 )
 from gradguard.dp.ledger import epsilon_of
-from gradguard.dp.sampling import rate_of
+from gradguard.evaluation.certify import certify
 from gradguard.hook_warning import without_hook_warning
 from tests.dp.setting import Spy, backward, batch, data, epoch, flat, network, private, step
+from tests.optimizer.training import differentiate
 
 MODES = ["hooks", "ghost"]
 
@@ -87,7 +88,7 @@ def test_r2_a_new_guard_inside_is_taken_as_it_is_and_a_used_one_is_refused() -> 
     model = network()
     used = guard(torch.optim.SGD(model.parameters(), lr=0.1), ErrorFeedback(KeepTopK(0.1)))
     inputs, labels = batch()
-    nn.functional.cross_entropy(model(inputs), labels).backward()
+    differentiate(nn.functional.cross_entropy(model(inputs), labels))
     used.step()
     with pytest.raises(ValueError, match="without noise"):
         private(model=model, optimizer=used)
@@ -97,7 +98,7 @@ def test_r2_used_momentum_is_refused() -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     inputs, labels = batch()
-    nn.functional.cross_entropy(model(inputs), labels).backward()
+    differentiate(nn.functional.cross_entropy(model(inputs), labels))
     optimizer.step()
     optimizer.zero_grad()
     with pytest.raises(ValueError, match="has been used"):
@@ -121,7 +122,7 @@ def test_r3_a_client_that_sends_gets_the_noised_and_transformed_gradient_by_name
 
 @pytest.mark.parametrize("mode", MODES)
 def test_r4_attaching_a_step_hook_does_not_lose_the_accounting(mode: str) -> None:
-    training, called = private(mode=mode), []
+    training, called = private(mode=mode), list[Any]()
     training.optimizer.attach_step_hook(called.append)
     epoch(training)
     assert len(called) == training.releases == training.ledger.releases == 8
@@ -173,12 +174,13 @@ def test_r5_a_trainable_parameter_outside_the_optimizer_is_refused_by_name() -> 
 
 def test_r5_hooks_that_would_see_raw_gradients_are_refused_before_and_during_training() -> None:
     model = network()
-    handle = model[0].weight.register_hook(lambda g: g)
+    weight = next(model.parameters())
+    handle = weight.register_hook(lambda g: g)  # type: ignore[no-untyped-call]
     with pytest.raises(RuntimeError, match="hook on a parameter"):
         private(model=model)
     handle.remove()
     training = private(model=model)
-    model[0].weight.register_post_accumulate_grad_hook(lambda p: None)
+    weight.register_post_accumulate_grad_hook(lambda p: None)  # type: ignore[no-untyped-call]
     backward(training, *batch())
     with pytest.raises(RuntimeError, match="hook on a parameter"):
         training.optimizer.step()
@@ -189,7 +191,7 @@ def test_r6_ghost_mode_with_a_plain_loss_is_refused_before_anything_is_released(
     before = copy.deepcopy(training.model.state_dict())
     inputs, labels = batch(scale=50.0)
     with without_hook_warning():
-        nn.functional.cross_entropy(training.model(inputs), labels).backward()
+        differentiate(nn.functional.cross_entropy(training.model(inputs), labels))
     with pytest.raises(UnclippedGradientError, match=r"training\.criterion"):
         training.optimizer.step()
     assert training.releases == training.ledger.releases == 0
@@ -321,7 +323,8 @@ def test_r12_the_rate_accounted_for_is_the_one_sampled_with(records: int) -> Non
     training = private(loader=DataLoader(data(records), batch_size=1))
     step(training, *batch(1))
     ((_, booked, _),) = training.ledger.history
-    assert booked == rate_of(training.loader) == training.loader.batch_sampler.sample_rate  # type: ignore[arg-type, union-attr]
+    sampler: Any = training.loader.batch_sampler
+    assert booked == training.sample_rate == sampler.sample_rate
     assert booked == pytest.approx(1 / records)
     assert training.optimizer.expected_batch_size == 1
 
@@ -405,6 +408,24 @@ def test_r15_one_ledger_serves_all_rounds_of_a_data_set() -> None:
     assert ledger.epsilon(1e-5) == epsilon_of([(1.0, 1 / 8, 24)], 1e-5)
     stored = PrivacyLedger.from_json(json.dumps(json.loads(ledger.to_json())))
     assert stored.state_dict() == ledger.state_dict()
+
+
+def test_r16_a_certificate_lists_what_leaves_without_noise() -> None:
+    outside = certify(
+        DPSGD(1.0, 1.0), composition="iid", batch_size=8, label_prior=[0.5, 0.5],
+        training_releases=10, sample_rate=0.1,
+    )["outside"]  # fmt: skip
+    text = " ".join(outside).lower()
+    for channel in (
+        "loss",
+        "accurac",
+        "counts",
+        "batchnorm",
+        "stopping",
+        "clipping norm",
+        "rounding",
+    ):
+        assert channel in text, channel
 
 
 def test_r17_adaptive_clipping_is_not_offered() -> None:
