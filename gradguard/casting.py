@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from gradguard.core import Grads, State
+from gradguard.core import Grads, Reads, State
 from gradguard.elementwise import restore
 from gradguard.finite import NonFiniteGradientError, check_finite, is_finite
 
@@ -41,6 +41,7 @@ class Cast:
     """
 
     dtype: Format
+    reads: ClassVar[Reads] = "input"
 
     def __post_init__(self) -> None:
         if self.dtype not in get_args(Format):

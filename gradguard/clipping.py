@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from gradguard.core import Grads, State
+from gradguard.core import Grads, Reads, State
 from gradguard.elementwise import map_present
 from gradguard.finite import check_finite
 
@@ -49,6 +50,7 @@ class ClipByGlobalNorm:
     """
 
     max_norm: float
+    reads: ClassVar[Reads] = "input"
 
     def __post_init__(self) -> None:
         if not self.max_norm > 0:  # written so that NaN fails too
@@ -92,6 +94,7 @@ class ClipByValue:
     """
 
     max_abs: float
+    reads: ClassVar[Reads] = "input"
 
     def __post_init__(self) -> None:
         if not self.max_abs > 0:

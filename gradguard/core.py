@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -20,12 +20,20 @@ State = dict[str, Any]
 """Tensors, numbers and nested dicts. A list holds one entry per parameter, all else is shared."""
 
 
+Reads = Literal["input", "raw_sum", "raw_per_sample"]
+"""What a transform looks at: what ``update`` is given, or gradients from before DP-SGD's noise."""
+
+
 @runtime_checkable
 class GradTransform(Protocol):
     """A pure map on gradients: the same gradients and state in give the same out.
 
     Implementations are frozen dataclasses, so that a defence can be printed, compared, pickled
     and written to a study file. ``update`` must not modify its arguments.
+
+    A transform that looks at gradients other than those it is given says so in a class attribute
+    ``reads``, and is then refused after DP-SGD, whose guarantee it would void. Without the
+    attribute it is taken to be ``"input"``.
     """
 
     def init(self, params: Sequence[Tensor]) -> State:
@@ -50,6 +58,8 @@ class Identity:
     ([tensor([ 1., -2.]), None], {})
     """
 
+    reads: ClassVar[Reads] = "input"
+
     def init(self, params: Sequence[Tensor]) -> State:
         return {}
 
@@ -62,6 +72,7 @@ class Chain:
     """Transforms applied left to right; built with :func:`chain`, which flattens."""
 
     links: tuple[GradTransform, ...]
+    reads: ClassVar[Reads] = "input"
 
     def init(self, params: Sequence[Tensor]) -> State:
         # Position and type in the key: a checkpoint cannot be loaded into another chain unnoticed.

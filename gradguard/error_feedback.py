@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from gradguard.core import Grads, GradTransform, State, walk
+from gradguard.core import Grads, GradTransform, Reads, State, walk
 from gradguard.elementwise import restore, widen
 from gradguard.finite import check_finite
 
@@ -45,6 +46,7 @@ class ErrorFeedback:
     """
 
     transform: GradTransform
+    reads: ClassVar[Reads] = "input"
 
     def __post_init__(self) -> None:
         noisy = [t for t in walk(self.transform) if getattr(t, "is_noise", False)]

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gradguard.core import Grads, State
+from gradguard.core import Grads, Reads, State
 from gradguard.elementwise import map_present
 from gradguard.randomness import fresh_rng, generator
 
@@ -39,6 +39,7 @@ class AddGaussian:
 
     stddev: float
     is_noise: ClassVar[bool] = True
+    reads: ClassVar[Reads] = "input"
 
     def __post_init__(self) -> None:
         _check_scale("stddev", self.stddev)
@@ -80,6 +81,7 @@ class AddLaplace:
 
     scale: float
     is_noise: ClassVar[bool] = True
+    reads: ClassVar[Reads] = "input"
 
     def __post_init__(self) -> None:
         _check_scale("scale", self.scale)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from gradguard.core import Grads, State
+from gradguard.core import Grads, Reads, State
 from gradguard.elementwise import map_present
 from gradguard.randomness import fresh_rng, generator
 
@@ -42,6 +43,7 @@ class Quantize:
     """
 
     bits: int
+    reads: ClassVar[Reads] = "input"
 
     def __post_init__(self) -> None:
         if isinstance(self.bits, bool) or not isinstance(self.bits, int):

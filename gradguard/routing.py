@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor
 
-from gradguard.core import Grads, GradTransform, State
+from gradguard.core import Grads, GradTransform, Reads, State
 from gradguard.finite import check_finite
 
 
@@ -136,6 +136,7 @@ class Only:
 
     pattern: str
     transform: GradTransform
+    reads: ClassVar[Reads] = "input"
 
     def __post_init__(self) -> None:
         _check_pattern(self.pattern)
@@ -179,6 +180,7 @@ class Withhold:
     """
 
     pattern: str
+    reads: ClassVar[Reads] = "input"
 
     def __post_init__(self) -> None:
         _check_pattern(self.pattern)

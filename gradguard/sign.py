@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from gradguard.core import Grads, State
+from gradguard.core import Grads, Reads, State
 from gradguard.elementwise import map_present
 
 
@@ -30,6 +31,8 @@ class Sign:
     >>> Sign().update([torch.tensor([1.0, -3.0]), torch.tensor([0.0])], {})[0]
     [tensor([ 2., -2.]), tensor([0.])]
     """
+
+    reads: ClassVar[Reads] = "input"
 
     def init(self, params: Sequence[Tensor]) -> State:
         return {}

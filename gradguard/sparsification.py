@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gradguard.core import Grads, State
+from gradguard.core import Grads, Reads, State
 from gradguard.elementwise import map_present, restore, widen
 from gradguard.finite import check_finite
 from gradguard.randomness import fresh_rng, generator
@@ -57,6 +57,7 @@ class KeepTopK:
     ratio: float
     _: KW_ONLY
     scope: Scope = "global"
+    reads: ClassVar[Reads] = "input"
 
     def __post_init__(self) -> None:
         _check_ratio(self.ratio)
@@ -104,6 +105,7 @@ class KeepRandomK:
     """
 
     ratio: float
+    reads: ClassVar[Reads] = "input"
 
     def __post_init__(self) -> None:
         _check_ratio(self.ratio)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from gradguard.core import Grads, State
+from gradguard.core import Grads, Reads, State
 from gradguard.elementwise import map_present
 from gradguard.randomness import fresh_rng, generator
 
@@ -35,6 +36,8 @@ class Ternary:
     >>> Ternary().update([torch.tensor([2.0, 0.0, -2.0])], state)[0]
     [tensor([ 2.,  0., -2.])]
     """
+
+    reads: ClassVar[Reads] = "input"
 
     def init(self, params: Sequence[Tensor]) -> State:
         return {"rng": fresh_rng()}

@@ -24,6 +24,7 @@ from gradguard.dp import (
 from gradguard.dp.ledger import epsilon_of
 from gradguard.evaluation.certify import certify
 from gradguard.hook_warning import without_hook_warning
+from gradguard.serialization import TRANSFORMS
 from tests.dp.setting import Spy, backward, batch, data, epoch, flat, network, private, step
 from tests.optimizer.training import differentiate
 
@@ -235,6 +236,11 @@ def test_r7_a_transform_that_reads_raw_gradients_is_refused_with_the_mend(reads:
         private(after=chain(KeepTopK(0.1), _Reads(reads)))
     with pytest.raises(ValueError, match="expected one of"):
         private(after=_Reads("everything"))
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_r7_every_transform_declares_that_it_reads_its_input_only(name: str) -> None:
+    assert TRANSFORMS[name].reads == "input"
 
 
 def test_r7_error_feedback_of_noised_gradients_and_quantization_are_allowed() -> None:
