@@ -77,3 +77,17 @@ def test_noise_that_is_claimed_and_not_drawn_breaks_the_certificate(private: Rep
     (sentence, *_) = broken_certificates([replace(silent, **claimed)])
     assert "LLG reads" in sentence
     assert "the certificate is broken" in sentence
+
+
+def test_an_attack_above_a_certificate_is_a_warning_in_the_report(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # A fault put in on purpose: every row claims noise that nobody draws.
+    strong = Defense("strong", transform=[], dp=DPSGD(noise_multiplier=1e3, max_grad_norm=1.0))
+    monkeypatch.setattr(
+        "gradguard.evaluation.evaluate.guarantees",
+        lambda bench, cell, defense: guarantees(bench, cell, strong),
+    )
+    found = evaluate(Study.from_dict(study_with(attack={"compositions": ["iid"]})))
+    assert any("the certificate is broken" in warning for warning in found.provenance["warnings"])
+    assert "exceed it" in found.provenance["certificates"]
