@@ -55,10 +55,17 @@ def promise(row: Row) -> str | None:
     found = row.certificate
     if found is None:
         return None
+    return f"{promise_alone(row)} It does not cover {'; '.join(found['outside'])}."
+
+
+def promise_alone(row: Row) -> str | None:
+    """:func:`promise` without what it does not cover, which is the same for all rows."""
+    found = row.certificate
+    if found is None:
+        return None
     return (
         f"{_one_message(row, found)} {_whole_run(row, found['run'])} This holds against every "
-        "attacker, whatever the method, if the noise is drawn as it is set. It does not cover "
-        f"{'; '.join(found['outside'])}."
+        "attacker, whatever the method, if the noise is drawn as it is set."
     )
 
 

@@ -33,8 +33,8 @@ OUTSIDE = (
     "the rounding of floating-point noise, and a random generator that can be predicted",
     "two clients that draw the same noise",
     "several records of one person, who is covered as one record only",
-    "batches that are shuffled instead of drawn by independent secret coins (only the figures "
-    "that are called amplified need the coins)",
+    "training batches that are shuffled instead of drawn by independent secret coins: then "
+    "epsilon and the amplified figure of a training run do not hold, the others do",
     "what a label follows from without any message, such as public knowledge of the record: it "
     "belongs into the prior",
 )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape as _escape
 from importlib import resources
 
-from gradguard.evaluation.certificate_law import epsilon_up, promise
+from gradguard.evaluation.certificate_law import epsilon_up, promise_alone
 from gradguard.evaluation.report import Report, Row
 from gradguard.evaluation.sentences import cell_words, closing_line, sentences, tone
 from gradguard.evaluation.svg import scatter
@@ -141,7 +141,10 @@ def _promises(report: Report) -> str:
         *("defence", "conditions", "labels read %", "labels at most %"),
         *("one label at most %", "epsilon of a training run"),
     )
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
+    head = "".join(
+        f'<th scope="col" class="{"text" if name in names[:2] else ""}">{escape(name)}</th>'
+        for name in names
+    )
     body = "\n".join(_promise_row(row) for row in report.rows)
     return "\n".join(
         [
@@ -169,12 +172,12 @@ def _promise_row(row: Row) -> str:
 
 def _promise_list(report: Report) -> str:
     # The same for every model: noise does not depend on how far the model is trained.
-    said = {(row.defense, promise(row)): None for row in report.rows if row.certificate}
-    return (
-        "<dl>"
-        + "".join(f"<dt>{escape(name)}</dt><dd>{escape(text or '')}</dd>" for name, text in said)
-        + "</dl>"
-    )
+    rows = [row for row in report.rows if row.certificate is not None]
+    said = dict.fromkeys((row.defense, promise_alone(row) or "") for row in rows)
+    outside = dict.fromkeys(entry for row in rows for entry in (row.certificate or {})["outside"])
+    promised = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in said)
+    excluded = "".join(f"<li>{escape(entry)}</li>" for entry in outside)
+    return f"<dl>{promised}</dl><p>None of this covers:</p><ul>{excluded}</ul>"
 
 
 def _method(report: Report) -> str:
