@@ -95,8 +95,11 @@ def test_a_relative_data_path_starts_at_the_study_file(tmp_path: Path) -> None:
 def test_the_default_study_is_valid_and_covers_what_it_promises() -> None:
     study = Study.from_dict(default_table())
     kinds = {type(link).__name__ for d in study.defenses for link in d.chain.links}
-    assert kinds >= {"KeepTopK", "KeepRandomK", "ErrorFeedback", "Sign", "Quantize", "Ternary"}
-    assert kinds >= {"AddGaussian", "ClipByGlobalNorm", "Withhold"}
+    assert kinds >= {"KeepTopK", "ErrorFeedback", "Sign", "Quantize", "AddGaussian", "Withhold"}
+    private = [d for d in study.defenses if d.dp is not None]
+    assert {d.dp.noise_multiplier for d in private if d.dp} == {0.5, 1.0, 2.0, 4.0}
+    after = {type(link).__name__ for d in private for link in d.chain.links}
+    assert after == {"KeepTopK", "Quantize"}
     assert study.defenses[0] == NONE
     assert len(study.defenses) == 14
 
