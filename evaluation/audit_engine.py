@@ -176,6 +176,8 @@ def audit_sampler(
     _check_claim(claim_mu, claim)
     if not draws >= _LEAST_DRAWS:
         raise ValueError(f"draws must be at least {_LEAST_DRAWS}, got {draws!r}")
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha must be between 0 and 1, got {alpha!r}")
     rng = np.random.default_rng(seed)
     fitting, choosing = draws // 20, draws // 20
     reader = _fit(sample, rng, fitting, difference, sizes)

@@ -118,30 +118,37 @@ class Rule:
 def choose_rule(labels: list[str], with_canary: Array, without: Array, alpha: float) -> Rule:
     """The rule that proves most on these messages, which must not be counted again.
 
-    The projection is kept unless another statistic proves more although it is charged for being
-    one of many: what is better by luck alone would cost power on the counted messages.
+    The projection cut in the middle is kept unless something else proves more although it is
+    charged for being one of many: what is better by luck alone costs power on those counted.
 
     Args:
         with_canary: Statistics, shape ``(n, statistics)``.
         without: Likewise.
     """
-    best, proven = None, -np.inf
+    charged = alpha / (50 * len(labels))
+    best = Rule(0, labels[0], 1, _middle(with_canary[:, 0], without[:, 0]))
+    proven = _best_cut(with_canary[:, 0], without[:, 0], alpha, searched=False)[1]
     for column, name in enumerate(labels):
-        level = alpha if column == 0 else alpha / (50 * len(labels))
         for sign in (1, -1):
             ones, zeros = sign * with_canary[:, column], sign * without[:, column]
-            middle = (ones.mean() + zeros.mean()) / 2
-            cuts = np.concatenate(
-                [[middle], np.quantile(np.concatenate([ones, zeros]), _QUANTILES)]
-            )
-            shown = _proven(ones, zeros, cuts, level)
-            # The middle is best for Gaussian noise, and a cut that was searched for is not.
-            shown[1:] -= 0.1
-            at = int(shown.argmax())
-            if shown[at] > proven:
-                best, proven = Rule(column, name, sign, float(cuts[at])), float(shown[at])
-    assert best is not None
+            cut, shown = _best_cut(ones, zeros, charged, searched=True)
+            if shown > proven:
+                best, proven = Rule(column, name, sign, cut), shown
     return best
+
+
+def _middle(ones: Array, zeros: Array) -> float:
+    return float(ones.mean() + zeros.mean()) / 2
+
+
+def _best_cut(ones: Array, zeros: Array, alpha: float, *, searched: bool) -> tuple[float, float]:
+    """The cut that proves most, and what it proves; the middle is best for Gaussian noise."""
+    cuts = np.array([_middle(ones, zeros)])
+    if searched:
+        cuts = np.append(cuts, np.quantile(np.concatenate([ones, zeros]), _QUANTILES))
+    shown = _proven(ones, zeros, cuts, alpha)
+    at = int(shown.argmax())
+    return float(cuts[at]), float(shown[at])
 
 
 def _proven(ones: Array, zeros: Array, cuts: Array, alpha: float) -> Array:
@@ -149,7 +156,7 @@ def _proven(ones: Array, zeros: Array, cuts: Array, alpha: float) -> Array:
     false_negatives = np.searchsorted(np.sort(ones), cuts, side="right")
     false_positives = len(zeros) - np.searchsorted(np.sort(zeros), cuts, side="right")
 
-    def upper(count: Array, of: int) -> Array:
+    def upper(count: NDArray[np.intp], of: int) -> Array:
         tail = betaincinv(count + 1, np.maximum(of - count, 1), 1 - alpha / 2)
         return np.where(count == of, 1 - 1e-12, tail)
 

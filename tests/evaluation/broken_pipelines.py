@@ -120,7 +120,7 @@ class NotANumberForLongGradients(Correct):
 
     def release(self, grads: Sequence[Tensor]) -> dict[str, Tensor]:
         sent = super().release(grads)
-        if max(float(g.abs().max()) for g in grads) > 0.5:
+        if sum(float(g.abs().sum()) for g in grads) > 5.8:
             return {name: value * torch.nan for name, value in sent.items()}
         return sent
 
