@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from gradguard import Defense
 from gradguard.evaluation.audit_engine import AuditResult, Canary, audit_client
@@ -68,7 +71,8 @@ def run_audit(
             "no defence here uses DP-SGD, so none has a claim to audit; "
             "add dp = { noise_multiplier = ..., max_grad_norm = ... } to one"
         )
-    rows = audit_defenses(bench, claiming, draws=draws, alpha=alpha)
+    with _one_thread():
+        rows = audit_defenses(bench, claiming, draws=draws, alpha=alpha)
     silent = [one.name for one in chosen if one.dp is None]
     if out is not None:
         write_atomically(out, to_json(rows, silent, alpha=alpha).encode())
@@ -187,6 +191,18 @@ def to_json(rows: Sequence[Audited], silent: Sequence[str], *, alpha: float) -> 
         "caution": CAUTION,
     }
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    # Thousands of small messages: starting threads for each takes longer than the work.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _chosen(defenses: Sequence[Defense], name: str | None) -> list[Defense]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tomli_w
@@ -134,15 +133,28 @@ def test_the_closing_sentence_names_what_is_refuted() -> None:
     assert json.loads(to_json(found, [], alpha=0.05))["audits"][1]["flagged"] is True
 
 
-@pytest.mark.parametrize("z", [0.25])
-def test_a_violated_claim_is_exit_code_1(
-    z: float, study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import gradguard.evaluation.audit_command as command
+MIXING_MODEL = """
+from torch import nn
+class Mixing(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.head = nn.Linear(64, classes)
+    def forward(self, images):
+        flat = images.flatten(1)
+        return self.head(flat - 10 * flat.mean(dim=0))
+def make(shape, classes):
+    return Mixing(classes)
+"""
 
-    # The one thing replaced is the claim: a defence that claims four times less than it leaks.
-    monkeypatch.setattr(command, "claimed_mu", lambda noise, canary: z)
-    options: list[Any] = ["--defense", "DP z=1", "--draws", "1000", "--out", "found.json"]
-    assert run("audit", study, *options) == 1
-    assert "REFUTED" in capsys.readouterr().out
-    assert json.loads(Path("found.json").read_text())["audits"][1]["flagged"] is True
+
+def test_a_model_that_mixes_examples_breaks_the_claim_and_is_exit_code_1(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Clipping each example bounds nothing where one example changes the gradients of all others.
+    Path("mixing_model.py").write_text(MIXING_MODEL)
+    options: list[str] = ["--defense", "DP z=1", "--draws", "1000", "--out", "found.json"]
+    assert run("audit", study, *options, "--model", "mixing_model:make") == 1
+    said = capsys.readouterr().out
+    assert "REFUTED" in said
+    assert "The claim of DP z=1 is refuted" in said
+    assert json.loads(Path("found.json").read_text())["audits"][0]["flagged"] is True
