@@ -149,7 +149,7 @@ def _promises(report: Report) -> str:
     return "\n".join(
         [
             "<h2>What is proven, against every attacker</h2>",
-            f"<p>{escape(report.provenance.get('certificates', ''))}.</p>",
+            f"<p>Checked: {escape(report.provenance.get('certificates', ''))}.</p>",
             f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>',
             f"<tbody>\n{body}\n</tbody></table></div>",
             "<details><summary>What each certificate promises, and what not</summary>",
