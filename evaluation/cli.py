@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import typer
 
-from gradguard.evaluation.audit_command import run_audit
 from gradguard.evaluation.command import INTERRUPTED, run_evaluate
 from gradguard.evaluation.errors import UnusableInputError, one_line
 
@@ -95,6 +94,9 @@ def audit(
     out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Also write this.")] = None,
 ) -> None:
     """Try to refute what DP defences claim. Exit code 1: a claim is refuted."""
+    # Opacus takes seconds to load, and other commands may do without it.
+    from gradguard.evaluation.audit_command import run_audit
+
     try:
         code = run_audit(
             study,

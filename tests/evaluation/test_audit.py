@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -91,7 +92,7 @@ def test_more_correct_guesses_give_a_larger_epsilon() -> None:
     assert found[-1] > 3
 
 
-BAD = [
+BAD: list[Callable[[], object]] = [
     lambda: clopper_pearson_upper(5, 4, 0.05),
     lambda: clopper_pearson_upper(0, 0, 0.05),
     lambda: clopper_pearson_upper(1, 4, math.nan),

@@ -76,9 +76,14 @@ def test_options_choose_the_defence_the_data_the_model_and_the_seed(
         "def make(shape, classes):\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))\n"
     )
-    options = ["--data", write_npz(tmp_path / "mine.npz"), "--model", "own_audited_model:make"]
+    options: list[str | Path] = [
+        "--data",
+        write_npz(tmp_path / "mine.npz"),
+        "--model",
+        "own_audited_model:make",
+    ]
     options += ["--defense", "DP z=1", "--draws", "400"]
-    files = []
+    files: list[str] = []
     for seed in ("7", "7", "8"):
         assert run("audit", study, *options, "--seed", seed, "--out", f"{len(files)}.json") == 0
         files.append(Path(f"{len(files)}.json").read_text())
