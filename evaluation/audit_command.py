@@ -17,10 +17,10 @@ from rich.text import Text
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from gradguard import Defense
-from gradguard.evaluation.audit_engine import AuditResult, Canary, audit_client
+from gradguard.evaluation.audit_engine import AuditResult, audit_client
 from gradguard.evaluation.bench import Bench, prepare
-from gradguard.evaluation.canaries import canary_batches
-from gradguard.evaluation.command import _study
+from gradguard.evaluation.canaries import Canary, canary_batches
+from gradguard.evaluation.command import chosen_study
 from gradguard.evaluation.errors import UnusableInputError, one_line, unknown
 from gradguard.evaluation.output import check_writable, write_atomically
 from gradguard.evaluation.progress import Bar
@@ -63,7 +63,7 @@ def run_audit(
         raise UnusableInputError(f"--alpha must be between 0 and 1, got {alpha!r}")
     if out is not None:
         _check_file(out)
-    bench = prepare(_study(path, data=data, model=model, seed=seed))
+    bench = prepare(chosen_study(path, data=data, model=model, seed=seed))
     chosen = _chosen(bench.study.defenses, defense)
     claiming = [one for one in chosen if one.dp is not None]
     if not claiming:

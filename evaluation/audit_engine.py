@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from gradguard.dp.gaussian import gaussian_dp_epsilon
 from gradguard.evaluation.audit import epsilon_lower_bound, mu_lower_bound, trade_off_violated
+from gradguard.evaluation.audit_messages import (
+    AuditedClient,
+    Sampler,
+    blocks,
+    difference_of,
+    flat,
+    message,
+)
 from gradguard.evaluation.audit_statistics import (
     LEARNED_LIMIT,
     Array,
@@ -20,25 +26,11 @@ from gradguard.evaluation.audit_statistics import (
     choose_rule,
     learn_direction,
 )
+from gradguard.evaluation.canaries import Batch, Canary, check_neighbours
 
-Canary = Literal["add-remove", "label-flip"]
-Batch = tuple[Tensor, Tensor]
 ADJACENCY = {"add-remove": "add-remove", "label-flip": "replace-one"}
 
 _LEAST_DRAWS = 100
-_BLOCK_NUMBERS = 2**21  # of a message block held at a time: 16 MB of float64
-
-
-class AuditedClient(Protocol):
-    """Anything that sums and releases: a gradguard client, or a pipeline of one's own."""
-
-    def gradients(self, inputs: Tensor, labels: Tensor) -> Sequence[Tensor | None]: ...
-
-    def release(self, grads: Any) -> dict[str, Tensor]: ...
-
-
-Sampler = Callable[[bool, int], Array]
-"""``n`` fresh messages with (``True``) or without the canary, shape ``(n, coordinates)``."""
 
 
 @dataclass(frozen=True)
@@ -130,16 +122,15 @@ def audit_client(
     if not rounds >= 1:
         raise ValueError(f"rounds must be at least 1, got {rounds!r}")
     sums = {True: client.gradients(*with_canary), False: client.gradients(*without_canary)}
-    first = _message(client, sums[True], 1)
+    first = message(client, sums[True], 1)
     sizes = {name: tensor.numel() for name, tensor in first.items()}
 
     def sample(canary_in: bool, count: int) -> Array:
-        flat = [_flat(_message(client, sums[canary_in], rounds)) for _ in range(count)]
-        return np.stack(flat)
+        return np.stack([flat(message(client, sums[canary_in], rounds)) for _ in range(count)])
 
     return audit_sampler(
         sample,
-        _difference(sums[True], sums[False], sum(sizes.values())),
+        difference_of(sums[True], sums[False], sum(sizes.values())),
         sizes=sizes,
         canary=canary,
         claim_mu=claim_mu,
@@ -224,7 +215,7 @@ def _fit(
 ) -> Reader:
     """A reader with one message of each kind to compare with, and a learned direction."""
     few = count if len(difference) <= LEARNED_LIMIT else 1
-    stacked = dict(_blocks(sample, rng, few, len(difference)))  # few enough for one block
+    stacked = dict(blocks(sample, rng, few, len(difference)))  # few enough for one block
     seen = np.stack([stacked[True][0], stacked[False][0]])
     learned = learn_direction(stacked[True], stacked[False]) if few > 1 else None
     seen = np.where(np.isfinite(seen), seen, 0.0)
@@ -236,90 +227,9 @@ def _read(
 ) -> tuple[Array, Array]:
     """Statistics of ``count`` messages with the canary and as many without."""
     found: dict[bool, list[Array]] = {True: [], False: []}
-    for side, block in _blocks(sample, rng, count, len(reader.difference)):
+    for side, block in blocks(sample, rng, count, len(reader.difference)):
         found[side].append(reader.read(block)[:, columns])
     return np.concatenate(found[True]), np.concatenate(found[False])
-
-
-def _blocks(
-    sample: Sampler, rng: np.random.Generator, count: int, width: int
-) -> Iterator[tuple[bool, Array]]:
-    """Yield ``count`` messages of either side in blocks that fit into memory."""
-    room = max(1, min(count, _BLOCK_NUMBERS // max(width, 1)))
-    for start in range(0, count, room):
-        size = min(room, count - start)
-        order = rng.permutation(np.repeat([True, False], size))
-        ends = np.flatnonzero(np.diff(order)) + 1
-        parts: dict[bool, list[Array]] = {True: [], False: []}
-        for run in np.split(order, ends):
-            parts[bool(run[0])].append(sample(bool(run[0]), len(run)))
-        for side in (True, False):
-            yield side, np.concatenate(parts[side])
-
-
-def _message(
-    client: AuditedClient, sums: Sequence[Tensor | None], rounds: int
-) -> dict[str, Tensor]:
-    """One draw: ``rounds`` releases of the same sums, added up."""
-    reset = getattr(client, "reset", None)
-    if callable(reset):
-        reset()
-    total = client.release(sums)
-    for _ in range(rounds - 1):
-        total = {name: total[name] + sent for name, sent in client.release(sums).items()}
-    return total
-
-
-def _flat(message: dict[str, Tensor]) -> Array:
-    parts = [sent.detach().reshape(-1) for sent in message.values()]
-    return np.asarray(torch.cat(parts).to(device="cpu", dtype=torch.float64).numpy())
-
-
-def _difference(
-    with_canary: Sequence[Tensor | None], without: Sequence[Tensor | None], width: int
-) -> Array:
-    parts = []
-    for one, other in zip(with_canary, without, strict=True):
-        if one is None and other is None:
-            continue
-        some = one if one is not None else other
-        assert some is not None
-        zero = torch.zeros_like(some)
-        gap = (zero if one is None else one) - (zero if other is None else other)
-        parts.append(gap.detach().reshape(-1))
-    flat = np.asarray(torch.cat(parts).to(device="cpu", dtype=torch.float64).numpy())
-    if len(flat) != width:
-        # Messages of another layout: the known difference says nothing about their coordinates.
-        return np.zeros(width)
-    return flat
-
-
-def check_neighbours(with_canary: Batch, without_canary: Batch, canary: Canary) -> None:
-    """Raise unless both batches differ by exactly what ``canary`` says.
-
-    Comparing a label flip with the claim for adding and removing would call a correct mechanism
-    broken, and the other way round would pass a broken one.
-    """
-    if canary not in get_args(Canary):
-        raise ValueError(f"canary must be 'add-remove' or 'label-flip', got {canary!r}")
-    (inputs, labels), (others, other_labels) = with_canary, without_canary
-    if canary == "label-flip":
-        same = len(labels) == len(other_labels) and torch.equal(inputs, others)
-        if not same or int((labels != other_labels).sum()) != 1:
-            raise ValueError(
-                "a label-flip audit needs the same inputs and labels that differ in one place"
-            )
-        return
-    rest = len(other_labels)
-    if len(labels) == rest + 1:
-        for out in range(rest + 1):
-            kept = torch.arange(rest + 1) != out
-            if torch.equal(inputs[kept], others) and torch.equal(labels[kept], other_labels):
-                return
-    raise ValueError(
-        "an add-remove audit needs a batch and the same batch, in order, without one example; "
-        f"got {len(labels)} and {rest} examples"
-    )
 
 
 def _check_claim(claim_mu: float | None, claim: Callable[[float], float] | None) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
 Batch = tuple[Tensor, Tensor]
+Canary = Literal["add-remove", "label-flip"]
 
 _STEPS = 200
 
@@ -63,3 +65,31 @@ def _undecided(model: nn.Module, image: Tensor, one: int, other: int) -> Tensor:
         optimizer.step()
     # A model that overflows on the way is audited with the image as it was.
     return found.detach() if bool(torch.isfinite(found).all()) else image
+
+
+def check_neighbours(with_canary: Batch, without_canary: Batch, canary: Canary) -> None:
+    """Raise unless both batches differ by exactly what ``canary`` says.
+
+    Comparing a label flip with the claim for adding and removing would call a correct mechanism
+    broken, and the other way round would pass a broken one.
+    """
+    if canary not in get_args(Canary):
+        raise ValueError(f"canary must be 'add-remove' or 'label-flip', got {canary!r}")
+    (inputs, labels), (others, other_labels) = with_canary, without_canary
+    if canary == "label-flip":
+        same = len(labels) == len(other_labels) and torch.equal(inputs, others)
+        if not same or int((labels != other_labels).sum()) != 1:
+            raise ValueError(
+                "a label-flip audit needs the same inputs and labels that differ in one place"
+            )
+        return
+    rest = len(other_labels)
+    if len(labels) == rest + 1:
+        for out in range(rest + 1):
+            kept = torch.arange(rest + 1) != out
+            if torch.equal(inputs[kept], others) and torch.equal(labels[kept], other_labels):
+                return
+    raise ValueError(
+        "an add-remove audit needs a batch and the same batch, in order, without one example; "
+        f"got {len(labels)} and {rest} examples"
+    )

@@ -41,7 +41,7 @@ def run_evaluate(
         UnusableInputError: Before any work is done and with nothing written.
         KeyboardInterrupt: Before the first row was finished.
     """
-    study = _study(path, data=data, model=model, seed=seed)
+    study = chosen_study(path, data=data, model=model, seed=seed)
     check_writable(out)
     try:
         with Bar(make_console(stderr=True)) as bar:
@@ -98,7 +98,9 @@ def _uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _study(path: Path | None, *, data: Path | None, model: str | None, seed: int | None) -> Study:
+def chosen_study(
+    path: Path | None, *, data: Path | None, model: str | None, seed: int | None
+) -> Study:
     """The study file, or the default study, with what the command line says instead."""
     table = default_table() if path is None else read_toml(path)
     folder = None if path is None else path.parent

@@ -14,12 +14,11 @@ from gradguard.core import GradTransform
 from gradguard.evaluation.audit_engine import (
     ADJACENCY,
     AuditResult,
-    Canary,
     audit_client,
     audit_sampler,
-    check_neighbours,
 )
 from gradguard.evaluation.audit_one_run import audit_one_run
+from gradguard.evaluation.canaries import Canary, check_neighbours
 from tests.evaluation import broken_pipelines as broken
 
 INPUTS = torch.tensor(
