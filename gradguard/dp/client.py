@@ -14,7 +14,7 @@ from gradguard.client import Loss, message_seed
 from gradguard.core import Grads, GradTransform
 from gradguard.dp import noise_stream
 from gradguard.dp.ledger import PrivacyLedger
-from gradguard.dp.private_training import wrapped
+from gradguard.dp.wrapping import wrapped
 from gradguard.dpsgd import DPSGD
 from gradguard.hook_warning import without_hook_warning
 from gradguard.optimizer import GuardedOptimizer

@@ -39,7 +39,7 @@ class PrivacyLedger:
 
     - a release that would exceed ``max_epsilon`` raises before it is made, and is not booked;
     - the state is plain JSON, and a ledger that continues from it continues exactly;
-    - a state with fewer releases than were booked here is refused.
+    - a state is refused unless it begins with the releases that were booked here.
 
     Args:
         accountant: ``"prv"`` or ``"rdp"``.
@@ -72,11 +72,11 @@ class PrivacyLedger:
         if max_epsilon is not None:
             check_number("max_epsilon", max_epsilon)
         if delta is not None:
-            _check_delta(delta)
+            check_delta(delta)
         self.accountant, self.max_epsilon, self.delta = accountant, max_epsilon, delta
         self.history: History = []
         # Without it every step would run the accountant: up to here the budget is known to last.
-        self._affordable: tuple[History, int] = ([], 0)
+        self._affordable: tuple[float, History, int] = (0.0, [], 0)
 
     @property
     def releases(self) -> int:
@@ -91,21 +91,21 @@ class PrivacyLedger:
                 f"a record is sampled with a probability in (0, 1], got {sample_rate!r}: the "
                 "accounting would be wrong; do not accumulate batches, use BatchMemoryManager"
             )
-        booked = _appended(self.history, noise_multiplier, sample_rate, 1)
+        booked = _appended(self.history, float(noise_multiplier), float(sample_rate), 1)
         self._check_budget(booked)
         self.history = booked
 
     def epsilon(self, delta: float) -> float:
         """Epsilon at ``delta`` of all releases so far; 0 before the first, add/remove."""
-        _check_delta(delta)
+        check_delta(delta)
         return epsilon_of(self.history, delta, self.accountant)
 
     def _check_budget(self, booked: History) -> None:
         if self.max_epsilon is None or self.delta is None:
             return
         *before, (z, q, count) = booked
-        known, limit = self._affordable
-        if known == [*before, (z, q, 0)] and count <= limit:
+        budget, known, limit = self._affordable
+        if budget == self.max_epsilon and known == [*before, (z, q, 0)] and count <= limit:
             return
         spent = self._cost([*before, (z, q, count)])
         if spent > self.max_epsilon:
@@ -118,7 +118,7 @@ class PrivacyLedger:
         ahead = 1
         while ahead < count and self._cost([*before, (z, q, count + ahead)]) <= self.max_epsilon:
             ahead *= 2
-        self._affordable = [*before, (z, q, 0)], count + ahead // 2
+        self._affordable = self.max_epsilon, [*before, (z, q, 0)], count + ahead // 2
 
     def _cost(self, history: History) -> float:
         assert self.delta is not None
@@ -138,7 +138,8 @@ class PrivacyLedger:
         """Continue from ``state``; the budget is that of this ledger.
 
         Raises:
-            ValueError: Not a ledger's state, another accountant's, or one with fewer releases.
+            ValueError: Not a ledger's state, another accountant's, or one without the releases
+                that were booked here.
         """
         history = _history_from(state)
         if state["accountant"] != self.accountant:
@@ -146,16 +147,19 @@ class PrivacyLedger:
                 f"the state is of accountant {state['accountant']!r}, this ledger's is "
                 f"{self.accountant!r}; make the ledger with that accountant"
             )
-        told = sum(count for _, _, count in history)
-        if told < self.releases:
+        if not _begins_with(history, self.history):
             raise ValueError(
-                f"the state knows {told} releases but {self.releases} were made here: loading it "
-                "would forget some. Load it before the first release"
+                f"the state has {sum(n for _, _, n in history)} releases, which do not begin with "
+                f"the {self.releases} booked here: loading it would forget some. Load it before "
+                "the first release, and of several states the latest last"
             )
         stored = state.get("max_epsilon"), state.get("delta")
         if stored[0] is not None and self.max_epsilon is None:
             # A budget must not disappear because the new process forgot to ask for it.
-            PrivacyLedger(self.accountant, max_epsilon=stored[0], delta=stored[1])
+            try:
+                PrivacyLedger(self.accountant, max_epsilon=stored[0], delta=stored[1])
+            except TypeError as error:
+                raise ValueError(f"not the budget of a privacy ledger: {error}") from None
             self.max_epsilon, self.delta = stored
         self.history = history
 
@@ -237,16 +241,31 @@ def _history_from(state: Mapping[str, Any]) -> History:
     try:
         if state["format"] != _FORMAT:
             raise ValueError(f"expected format {_FORMAT}, got {state['format']!r}")
-        history = [(float(z), float(q), int(n)) for z, q, n in state["history"]]
+        entries = [(z, q, n) for z, q, n in state["history"]]
         state["accountant"]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"not the state of a privacy ledger: {error}") from None
-    for z, q, n in history:
-        if not (0 <= z < math.inf and 0 < q <= 1 and n > 0):
-            raise ValueError(f"a ledger cannot hold {n} releases with z={z}, q={q}")
-    return history
+    for z, q, n in entries:
+        # By type, for true is 1 and half a release would be cut off.
+        numbers = type(n) is int and {type(z), type(q)} <= {int, float}
+        if not (numbers and 0 <= z < math.inf and 0 < q <= 1 and n > 0):
+            raise ValueError(f"a privacy ledger cannot hold {n!r} releases with z={z!r}, q={q!r}")
+    return [(float(z), float(q), n) for z, q, n in entries]
 
 
-def _check_delta(delta: float) -> None:
+def _begins_with(history: History, start: History) -> bool:
+    if not start:
+        return True
+    *whole, (z, q, n) = start
+    at = len(whole)
+    return history[:at] == whole and len(history) > at and _holds(history[at], z, q, n)
+
+
+def _holds(entry: tuple[float, float, int], z: float, q: float, count: int) -> bool:
+    return entry[:2] == (z, q) and entry[2] >= count
+
+
+def check_delta(delta: float) -> None:
+    """Raise unless ``delta`` is a probability strictly between 0 and 1."""
     if not 0 < delta < 1:
         raise ValueError(f"delta must be between 0 and 1, got {delta!r}")

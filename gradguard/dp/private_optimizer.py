@@ -7,10 +7,13 @@ that whoever makes a release, in whatever way, has paid for it.
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from opacus.grad_sample import AbstractGradSampleModule
 from opacus.optimizers import (
     DPOptimizer,
     DPOptimizerFastGradientClipping,
@@ -19,13 +22,19 @@ from opacus.optimizers import (
 from torch import Tensor
 
 from gradguard.dp.errors import LostAccountingError, UnclippedGradientError
-from gradguard.dp.ghost_module import CountingGhostModule
+from gradguard.dp.ghost_module import CountingGhostModule, check_rows
 from gradguard.dp.ledger import PrivacyLedger
+from gradguard.dp.noised_guard import NoisedGuard
 from gradguard.dp.refusals import check_gradient_hooks, check_only_these_gradients
 from gradguard.finite import is_finite
 
 # Sums in float32 exceed the bound by rounding; wrong clipping exceeds it many times over.
 SLACK = 1e-3
+
+_CHANGED = (
+    "max_grad_norm was changed after gradients were clipped to the old one, and the noise would "
+    "be for the new; change it between steps only, and per-parameter norms not at all"
+)
 
 
 class Accounted:
@@ -40,13 +49,24 @@ class Accounted:
     """
 
     params: list[Tensor]
-    max_grad_norm: float
+    max_grad_norm: Any  # a float; in ghost mode a property
     noise_multiplier: float
+    original_optimizer: Any
+    prefetching = False  # with workers, batches are drawn ahead of the steps
 
     def __init__(
-        self, *args: Any, ledger: PrivacyLedger, sample_rate: float, **kwargs: Any
+        self,
+        *args: Any,
+        ledger: PrivacyLedger,
+        sample_rate: float,
+        module: AbstractGradSampleModule,
+        **kwargs: Any,
     ) -> None:
+        self.module = module
         super().__init__(*args, **kwargs)
+        self._public = kwargs["expected_batch_size"]
+        self._process = os.getpid()
+        self._summed_at: Any = None
         self.ledger, self.sample_rate = ledger, sample_rate
         self.releases = 0
         self.nonfinite_examples = 0
@@ -54,8 +74,8 @@ class Accounted:
 
     def pre_step(self, closure: Callable[[], float] | None = None) -> bool:
         """Clip, sum, book, add noise; true if ``p.grad`` now holds a release."""
-        self._check_parameters()
         try:
+            self._check_parameters()
             released = bool(super().pre_step(closure))  # type: ignore[misc]
         except BaseException:
             self._drop_gradients()
@@ -64,6 +84,8 @@ class Accounted:
             self._drop_gradients()
             return False
         self.check_accounting()
+        if isinstance(self.original_optimizer, NoisedGuard):
+            self.original_optimizer.allow()
         return True
 
     def add_noise(self) -> None:
@@ -93,6 +115,16 @@ class Accounted:
         )
 
     def _check_parameters(self) -> None:
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                "this training was made in another process: both would add the same noise, and "
+                "neither ledger would know the other's releases. Call make_private where you train"
+            )
+        if self.expected_batch_size != self._public:  # type: ignore[attr-defined]
+            raise RuntimeError(
+                f"expected_batch_size was {self._public}, a public constant, and was changed: the "
+                "size of a batch tells how many took part. Call make_private with another loader"
+            )
         groups: list[dict[str, Any]] = self.param_groups  # type: ignore[attr-defined]
         check_only_these_gradients(groups)
         check_gradient_hooks(self.params)
@@ -101,16 +133,41 @@ class Accounted:
         for p in self.params:
             p.grad = None
 
-    def _check_sum(self, sums: list[Tensor], examples: int) -> None:
+    def _check_same_norm(self, norm: object) -> None:
+        # Noise is for the norm of the last batch; those before must not be clipped to a larger one.
+        if self.params[0].summed_grad is not None and norm != self._summed_at:  # type: ignore[attr-defined]
+            raise RuntimeError(_CHANGED)
+        self._summed_at = norm
+
+    def signal_skip_step(self, do_skip: bool = True) -> None:
+        """Announce a physical batch: part of a larger one, or the last of it."""
+        if self._step_skip_queue and not self.prefetching:
+            self.start_anew()
+            raise RuntimeError(
+                "a physical batch was drawn for which no step was taken: from here on two large "
+                "batches would be mixed in one release. Call step() for every batch"
+            )
+        super().signal_skip_step(do_skip)  # type: ignore[misc]
+
+    def start_anew(self) -> None:
+        """Forget a large batch that was broken off, which the next release would contain."""
+        self._step_skip_queue: list[bool] = []
+        self._is_last_step_skipped = False
+        for p in self.params:
+            p.summed_grad = None  # type: ignore[attr-defined]
+
+    def _check_sum(self, sums: list[Tensor], examples: int, *, most: float = math.inf) -> None:
         norm = torch.stack([s.detach().float().norm().cpu() for s in sums]).norm().item()
-        most = examples * self.max_grad_norm
+        bound = examples * self.max_grad_norm
+        # What was really clipped is shorter, up to rounding in the norms of tiny gradients.
+        most = min(bound, most + SLACK * bound)
         # Written so that NaN fails.
         if not norm <= most * (1 + SLACK + 8 * torch.finfo(sums[0].dtype).eps):
             raise UnclippedGradientError(
-                f"the sum of {examples} gradients clipped to {self.max_grad_norm:g} is at most "
-                f"{most:g} long, but it is {norm:.4g}: it was not clipped, and nothing was "
+                f"the sum of these {examples} gradients, clipped to {self.max_grad_norm:g}, is at "
+                f"most {most:g} long, but it is {norm:.4g}: it was not clipped, and nothing was "
                 "released. In ghost mode compute the loss with training.criterion, not with a "
-                "loss function of your own"
+                "loss function of your own, and use parameters in their layers only"
             )
 
 
@@ -134,7 +191,9 @@ class _HooksAccounted(Accounted):
             raise RuntimeError(
                 f"{missing} of {len(self.params)} parameters have no per-example gradients: run "
                 "zero_grad(), a forward pass of training.model in training mode and backward() "
-                "before each step; freeze parameters that take no part (requires_grad_(False))"
+                "before each step; evaluate under torch.no_grad(), for a forward pass without "
+                "backward() spoils those after it; freeze parameters that take no part "
+                "(requires_grad_(False))"
             )
         self._drop_gradients()  # the raw gradient of the batch: nothing below needs it
         return super().pre_step(closure)
@@ -142,12 +201,14 @@ class _HooksAccounted(Accounted):
     def clip_and_accumulate(self) -> None:
         """Add this batch's clipped gradients to the sum; examples with NaN or infinity as zeros."""
         # Apart from what earlier physical batches have summed, so that it can be done again.
+        self._check_same_norm(self.max_grad_norm)
         before = [p.summed_grad for p in self.params]  # type: ignore[attr-defined]
         sums = self._clipped_sum()
         if not all(is_finite(s) for s in sums):
             self._zero_nonfinite_examples()
             sums = self._clipped_sum()
         examples = len(self.params[0].grad_sample)  # type: ignore[attr-defined]
+        check_rows(self.module, examples)
         self._check_sum(sums, examples)
         for p, old, new in zip(self.params, before, sums, strict=True):
             p.summed_grad = new if old is None else old + new  # type: ignore[attr-defined]
@@ -182,7 +243,14 @@ class PrivateOptimizer(_HooksAccounted, DPOptimizer):  # type: ignore[misc]
 class PrivatePerLayerOptimizer(_HooksAccounted, DPPerLayerOptimizer):  # type: ignore[misc]
     """Opacus' ``DPPerLayerOptimizer``: a norm for each parameter."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._clipped = list(self.params)
+
     def clip_and_accumulate(self) -> None:
+        _check_same_parameters(self.params, self._clipped)
+        if not math.isclose(self.max_grad_norm, math.hypot(*self.max_grad_norms), rel_tol=1e-6):
+            raise RuntimeError(_CHANGED)
         if any(p.dim() == 0 for p in self.params):
             raise ValueError(
                 "Opacus clips a parameter without dimensions by the norm over all examples; give "
@@ -194,9 +262,17 @@ class PrivatePerLayerOptimizer(_HooksAccounted, DPPerLayerOptimizer):  # type: i
 class PrivateGhostOptimizer(Accounted, DPOptimizerFastGradientClipping):  # type: ignore[misc]
     """Opacus' optimizer for ghost clipping: the loss object has clipped ``p.grad`` before."""
 
-    def __init__(self, *args: Any, module: CountingGhostModule, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.module = module
+    module: CountingGhostModule
+
+    # One number, kept by the module that clips: a schedule of it would else change the noise only.
+    @property
+    def max_grad_norm(self) -> float:
+        """The norm that the module clips to and that the noise is for."""
+        return float(self.module.max_grad_norm)
+
+    @max_grad_norm.setter
+    def max_grad_norm(self, norm: float) -> None:
+        self.module.max_grad_norm = norm
 
     def zero_grad(self, set_to_none: bool = False) -> None:
         """Clear the gradients, and forget a backward pass that no step followed."""
@@ -206,6 +282,7 @@ class PrivateGhostOptimizer(Accounted, DPOptimizerFastGradientClipping):  # type
     def accumulate(self) -> None:
         """Add ``p.grad`` to the sum, if its clipping was seen and its length agrees."""
         batches, examples = self.module.take_count()
+        _check_same_parameters(self.params, self.module.trainable_parameters)
         missing = sum(p.grad is None for p in self.params)
         if missing:
             raise RuntimeError(
@@ -217,5 +294,22 @@ class PrivateGhostOptimizer(Accounted, DPOptimizerFastGradientClipping):  # type
                 f"{batches} backward passes were made for one step; take a step after each, and "
                 "use Opacus' BatchMemoryManager for batches larger than memory"
             )
-        self._check_sum([p.grad for p in self.params if p.grad is not None], examples)
+        if batches and self.module.clipped_to != self.max_grad_norm:
+            raise RuntimeError(_CHANGED)
+        self._check_same_norm(self.max_grad_norm)
+        if batches and self.module.saw_another_backward():
+            raise UnclippedGradientError(
+                "a backward pass of another loss followed that of training.criterion, and its "
+                "gradients were not clipped; add the losses of both and call backward() once"
+            )
+        sums = [p.grad for p in self.params if p.grad is not None]
+        self._check_sum(sums, examples, most=self.module.longest_sum)
         super().accumulate()
+
+
+def _check_same_parameters(now: list[Tensor], clipped: list[Tensor]) -> None:
+    if len(now) != len(clipped) or any({id(p) for p in now} ^ {id(p) for p in clipped}):
+        raise RuntimeError(
+            "the trainable parameters changed since make_private, and clipping would miss some; "
+            "freeze and unfreeze before it, or use mode='hooks' with one norm for all"
+        )

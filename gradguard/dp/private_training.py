@@ -7,31 +7,37 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-from opacus import GradSampleModule
-from opacus.accountants.utils import get_noise_multiplier
-from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
-from opacus.validators import ModuleValidator
+from opacus.grad_sample import AbstractGradSampleModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from gradguard.core import GradTransform, Identity
 from gradguard.dp import noise_stream
-from gradguard.dp.errors import LostAccountingError
-from gradguard.dp.ghost_module import CountingGhostModule
-from gradguard.dp.ledger import PrivacyLedger, without_order_warning
-from gradguard.dp.private_optimizer import (
-    PrivateGhostOptimizer,
-    PrivateOptimizer,
-    PrivatePerLayerOptimizer,
+from gradguard.dp.arguments import (
+    book_for,
+    check_arguments,
+    check_delta_for,
+    multiplier_for,
+    new_streams,
 )
-from gradguard.dp.refusals import check_optimizer, check_parameters, check_transform
-from gradguard.dp.sampling import expected_batch_size, poisson_loader, rate_of
-from gradguard.dpsgd import MODES, check_accountant, check_choice, check_norms, check_number
-from gradguard.optimizer import GuardedOptimizer, guard
+from gradguard.dp.errors import LostAccountingError
+from gradguard.dp.ghost_module import PerExampleLoss
+from gradguard.dp.ledger import PrivacyLedger
+from gradguard.dp.noised_guard import noised_guard
+from gradguard.dp.private_optimizer import PrivateGhostOptimizer
+from gradguard.dp.sampling import (
+    PoissonLoader,
+    expected_batch_size,
+    poisson_loader,
+    rate_of,
+    records_of,
+)
+from gradguard.dp.wrapping import Private, wrapped
+from gradguard.hook_warning import ignore_hook_warning
+from gradguard.optimizer import GuardedOptimizer
 
 Norm = float | tuple[float, ...] | list[float]
-Private = PrivateOptimizer | PrivatePerLayerOptimizer | PrivateGhostOptimizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +57,7 @@ class PrivateTraining:
 
     model: nn.Module
     optimizer: Private
-    loader: DataLoader[Any]
+    loader: PoissonLoader
     criterion: Callable[..., Any]
     ledger: PrivacyLedger
     sample_rate: float
@@ -81,7 +87,9 @@ class PrivateTraining:
 
         Raises:
             LostAccountingError: The ledger lacks releases, or the noise came from a known seed.
+            ValueError: ``delta`` is not below one over the number of records.
         """
+        check_delta_for(delta, records_of(self.loader))
         self.optimizer.check_accounting()
         if self._simulated:
             raise LostAccountingError(
@@ -144,7 +152,7 @@ class PrivateTraining:
         try:
             streams = state["streams"]
             loaded = {n: noise_stream.decode(streams[n], s) for n, s in self._streams.items()}
-            releases, nonfinite = int(state["releases"]), int(state["nonfinite_examples"])
+            releases, nonfinite = _count(state["releases"]), _count(state["nonfinite_examples"])
             booked, simulated = state["ledger"], bool(state["simulated"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"not the state of a private training: {error}") from None
@@ -160,7 +168,14 @@ class PrivateTraining:
             stream.set_state(loaded[name])
         self.optimizer.continue_from(releases)
         self.optimizer.nonfinite_examples = nonfinite
-        self._simulated[:] = [0] if simulated else []
+        if simulated:  # and never less: steps made here with a known seed stay known
+            self._simulated.append(0)
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise TypeError(f"{value!r} is not a count")
+    return value
 
 
 def make_private(
@@ -236,18 +251,18 @@ def make_private(
     norm: float | tuple[float, ...] = (
         tuple(max_grad_norm) if isinstance(max_grad_norm, list) else max_grad_norm
     )
-    _check_arguments(model, optimizer, norm, after, mode)
-    book = _book(ledger, accountant, max_epsilon, target_delta)
-    streams = _streams(model)
+    check_arguments(model, optimizer, norm, after, mode, criterion)
+    book = book_for(ledger, accountant, max_epsilon, target_delta)
+    streams = new_streams(model)
     private_loader = poisson_loader(loader, streams["sampling"])
     rate = rate_of(private_loader)
-    z = _multiplier(
+    if target_delta is not None:
+        check_delta_for(target_delta, records_of(private_loader))
+    z = multiplier_for(
         noise_multiplier, target_epsilon, target_delta, epochs, rate, private_loader, book
     )
-    guarded = optimizer
-    if not isinstance(optimizer, GuardedOptimizer):
-        plain = model._module if isinstance(model, GradSampleModule) else model
-        guarded = guard(optimizer, Identity() if after is None else after, model=plain)
+    plain = model._module if isinstance(model, AbstractGradSampleModule) else model
+    guarded = noised_guard(optimizer, Identity() if after is None else after, model=plain)
     loss = nn.CrossEntropyLoss() if criterion is None else criterion
     private_model, private = wrapped(
         model, norm, mode,
@@ -259,132 +274,8 @@ def make_private(
         sample_rate=rate,
     )  # fmt: skip
     if isinstance(private, PrivateGhostOptimizer):
-        loss = DPLossFastGradientClipping(private_model, private, loss, "mean")
+        loss = PerExampleLoss(private_model, private, loss, "mean")
+    private.prefetching = private_loader.num_workers > 0
+    private_loader.sampler_of_batches.on_start = private.start_anew
+    ignore_hook_warning()
     return PrivateTraining(private_model, private, private_loader, loss, book, rate, streams)
-
-
-def _check_arguments(
-    model: nn.Module,
-    optimizer: Optimizer,
-    max_grad_norm: float | tuple[float, ...],
-    after: GradTransform | None,
-    mode: str,
-) -> None:
-    check_choice("mode", mode, MODES)
-    check_norms(max_grad_norm)
-    check_optimizer(optimizer)
-    if after is not None:
-        if isinstance(optimizer, GuardedOptimizer):
-            raise ValueError(
-                "the optimizer is guarded already; give its transform as after= instead, or no "
-                "after="
-            )
-        check_transform(after)
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        raise TypeError(
-            "DistributedDataParallel is not supported: with Opacus only one process adds noise, "
-            "and the others would release theirs without"
-        )
-    check_parameters(model, optimizer)
-    trainable = sum(p.requires_grad for group in optimizer.param_groups for p in group["params"])
-    if isinstance(max_grad_norm, tuple):
-        if mode == "ghost":
-            raise ValueError("ghost clipping knows one norm for all parameters; use mode='hooks'")
-        if len(max_grad_norm) != trainable:
-            raise ValueError(
-                f"expected one max_grad_norm for each of {trainable} trainable parameters, got "
-                f"{len(max_grad_norm)}"
-            )
-
-
-def _book(
-    ledger: PrivacyLedger | None,
-    accountant: str | None,
-    max_epsilon: float | None,
-    delta: float | None,
-) -> PrivacyLedger:
-    if accountant is not None:
-        check_accountant(accountant)
-    if ledger is None:
-        if max_epsilon is not None and delta is None:
-            raise ValueError("max_epsilon is a budget at a delta; give target_delta as well")
-        kept = None if max_epsilon is None else delta
-        return PrivacyLedger(accountant or "prv", max_epsilon=max_epsilon, delta=kept)
-    if max_epsilon is not None or accountant not in (None, ledger.accountant):
-        raise ValueError(
-            f"the ledger given has accountant {ledger.accountant!r} and budget "
-            f"{ledger.max_epsilon!r}; set them where the ledger is made"
-        )
-    return ledger
-
-
-def _multiplier(
-    noise_multiplier: float | None,
-    target_epsilon: float | None,
-    target_delta: float | None,
-    epochs: int | None,
-    sample_rate: float,
-    loader: DataLoader[Any],
-    book: PrivacyLedger,
-) -> float:
-    if noise_multiplier is not None:
-        if target_epsilon is not None or epochs is not None:
-            raise ValueError("give noise_multiplier, or target_epsilon with epochs, but not both")
-        check_number("noise_multiplier", noise_multiplier, least=0)
-        return noise_multiplier
-    if target_epsilon is None or target_delta is None or epochs is None:
-        raise ValueError("give noise_multiplier, or all of target_epsilon, target_delta and epochs")
-    check_number("target_epsilon", target_epsilon)
-    check_number("epochs", epochs)
-    if book.releases:
-        raise ValueError(
-            f"the ledger holds {book.releases} releases, on top of which target_epsilon would be "
-            "exceeded; give noise_multiplier"
-        )
-    with without_order_warning():
-        return float(
-            get_noise_multiplier(
-                target_epsilon=target_epsilon,
-                target_delta=target_delta,
-                sample_rate=sample_rate,
-                steps=epochs * len(loader),
-                accountant=book.accountant,
-            )
-        )
-
-
-def _streams(model: nn.Module) -> dict[str, torch.Generator]:
-    devices = {p.device for p in model.parameters() if p.requires_grad}
-    if len(devices) != 1:
-        raise ValueError(f"the model must be on one device, got {sorted(map(str, devices))}")
-    cpu = torch.device("cpu")
-    return {
-        "noise": noise_stream.fresh_generator(devices.pop()),
-        "sampling": noise_stream.fresh_generator(cpu),
-    }
-
-
-def wrapped(
-    model: nn.Module, max_grad_norm: float | tuple[float, ...], mode: str, **options: Any
-) -> tuple[nn.Module, Private]:
-    """The model with Opacus' hooks and the optimizer that goes with it."""
-    if mode == "ghost":
-        module = _hooked(model, CountingGhostModule, max_grad_norm=max_grad_norm)
-        module.max_grad_norm = max_grad_norm
-        ghost = PrivateGhostOptimizer(max_grad_norm=max_grad_norm, module=module, **options)
-        return module, ghost
-    hooked = _hooked(model, GradSampleModule)
-    if isinstance(max_grad_norm, tuple):
-        return hooked, PrivatePerLayerOptimizer(max_grad_norm=list(max_grad_norm), **options)
-    return hooked, PrivateOptimizer(max_grad_norm=max_grad_norm, **options)
-
-
-def _hooked(model: nn.Module, kind: type[Any], **options: Any) -> Any:
-    ModuleValidator.validate(getattr(model, "_module", model), strict=True)
-    if isinstance(model, GradSampleModule | CountingGhostModule):
-        if type(model) is not kind:
-            raise ValueError("the model was made private in another mode; give the plain model")
-        return model
-    module = kind(model, batch_first=True, loss_reduction="mean", **options)
-    module.forbid_grad_accumulation()
-    return module

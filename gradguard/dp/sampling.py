@@ -6,10 +6,11 @@ et al., "How Private are DP-SGD Implementations?", 2024, arXiv:2403.17673).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from opacus.data_loader import DPDataLoader
+from opacus.data_loader import DPDataLoader, dtype_safe, shape_safe, wrap_collate_with_empty
 from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 from torch.utils.data import (
     BatchSampler,
@@ -20,7 +21,44 @@ from torch.utils.data import (
 )
 
 
-def poisson_loader(loader: DataLoader[Any], generator: torch.Generator) -> DPDataLoader:
+class PoissonSampler(UniformWithReplacementSampler):  # type: ignore[misc]
+    """Opacus' Poisson sampler, telling when its batches begin anew."""
+
+    on_start: Callable[[], None] | None = None
+
+    def __iter__(self) -> Iterator[list[int]]:
+        if self.on_start is not None:
+            self.on_start()
+        yield from super().__iter__()
+
+
+class PoissonLoader(DPDataLoader):  # type: ignore[misc]
+    """Opacus' loader around a sampler that is given: its own makes the plain one itself."""
+
+    def __init__(self, loader: DataLoader[Any], sampler: PoissonSampler) -> None:
+        self.sample_rate, self.distributed = sampler.sample_rate, False
+        self.sampler_of_batches = sampler
+        dataset, first = loader.dataset, loader.dataset[0]
+        collate = wrap_collate_with_empty(
+            collate_fn=loader.collate_fn,
+            sample_empty_shapes=[(0, *shape_safe(part)) for part in first],
+            dtypes=[dtype_safe(part) for part in first],
+        )
+        kept = (
+            *("num_workers", "pin_memory", "timeout", "worker_init_fn"),
+            *("multiprocessing_context", "prefetch_factor", "persistent_workers"),
+        )
+        # Past Opacus' own, which builds the sampler.
+        super(DPDataLoader, self).__init__(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=collate,
+            generator=sampler.generator,
+            **{name: getattr(loader, name) for name in kept},
+        )
+
+
+def poisson_loader(loader: DataLoader[Any], generator: torch.Generator) -> PoissonLoader:
     """A loader with the same data and mean batch size that samples by Poisson.
 
     Args:
@@ -36,35 +74,32 @@ def poisson_loader(loader: DataLoader[Any], generator: torch.Generator) -> DPDat
     if isinstance(loader.dataset, IterableDataset):
         raise ValueError("an IterableDataset cannot be sampled by Poisson; use a map-style dataset")
     batches = loader.batch_sampler
-    if type(batches) is not UniformWithReplacementSampler:
+    known = isinstance(batches, UniformWithReplacementSampler)
+    if not known:
         _check_sampler(loader)
     if len(loader) == 0:
         raise ValueError(
             f"the loader has no batch: {_size(loader)} examples with batch_size "
             f"{loader.batch_size} and drop_last; the sample rate would be above 1"
         )
-    # Not from_data_loader, which warns of drop_last each time although nothing is dropped.
-    kept = (
-        *("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn"),
-        *("multiprocessing_context", "prefetch_factor", "persistent_workers"),
-    )
-    return DPDataLoader(
-        loader.dataset,
-        sample_rate=1 / len(loader),
-        generator=generator,
-        **{name: getattr(loader, name) for name in kept},
-    )
+    # A private loader's length is rounded: taken for the rate, each round would have another.
+    rate = getattr(batches, "sample_rate", 0.0) if known else 1 / len(loader)
+    sampler = PoissonSampler(num_samples=_size(loader), sample_rate=rate, generator=generator)
+    return PoissonLoader(loader, sampler)
 
 
-def rate_of(loader: DPDataLoader) -> float:
+def rate_of(loader: PoissonLoader) -> float:
     """The probability with which the loader really samples each example."""
     # Not 1 / len(loader), as Opacus books it: for 93 batches its sampler has 92.
-    sampler = loader.batch_sampler
-    assert isinstance(sampler, UniformWithReplacementSampler)
-    return float(sampler.sample_rate)
+    return float(loader.sampler_of_batches.sample_rate)
 
 
-def expected_batch_size(loader: DPDataLoader) -> int:
+def records_of(loader: PoissonLoader) -> int:
+    """How many records the loader samples from."""
+    return int(loader.sampler_of_batches.num_samples)
+
+
+def expected_batch_size(loader: PoissonLoader) -> int:
     """The public constant that sums are divided by, at least 1."""
     # int() as in Opacus would give 48 for 49 * (1 / 49) * 49; the constant is public either way.
     return max(1, round(_size(loader) * rate_of(loader)))

@@ -1,0 +1,54 @@
+"""A model with Opacus' hooks, and the private optimizer that goes with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from opacus import GradSampleModule
+from opacus.validators import ModuleValidator
+from torch import Tensor, nn
+
+from gradguard.dp.ghost_module import CountingGhostModule
+from gradguard.dp.private_optimizer import (
+    PrivateGhostOptimizer,
+    PrivateOptimizer,
+    PrivatePerLayerOptimizer,
+)
+
+Private = PrivateOptimizer | PrivatePerLayerOptimizer | PrivateGhostOptimizer
+
+
+def wrapped(
+    model: nn.Module, max_grad_norm: float | tuple[float, ...], mode: str, **options: Any
+) -> tuple[nn.Module, Private]:
+    """The model with Opacus' hooks and the optimizer that goes with it."""
+    if mode == "ghost":
+        module = _hooked(model, CountingGhostModule, max_grad_norm=max_grad_norm)
+        ghost = PrivateGhostOptimizer(max_grad_norm=max_grad_norm, module=module, **options)
+        return module, ghost
+    hooked = _hooked(model, GradSampleModule)
+    options["module"] = hooked
+    if isinstance(max_grad_norm, tuple):
+        return hooked, PrivatePerLayerOptimizer(max_grad_norm=list(max_grad_norm), **options)
+    return hooked, PrivateOptimizer(max_grad_norm=max_grad_norm, **options)
+
+
+def _hooked(model: nn.Module, kind: type[Any], **options: Any) -> Any:
+    ModuleValidator.validate(getattr(model, "_module", model), strict=True)
+    if isinstance(model, GradSampleModule | CountingGhostModule):
+        if type(model) is not kind:
+            raise ValueError("the model was made private in another mode; give the plain model")
+        return model
+    module = kind(model, batch_first=True, loss_reduction="mean", **options)
+    module.forbid_grad_accumulation()
+    module.register_forward_pre_hook(_count_rows)
+    return module
+
+
+def _count_rows(module: Any, inputs: tuple[Any, ...]) -> None:
+    """Keep the size of the batch, against which the rows that were clipped are held."""
+    if not (torch.is_grad_enabled() and module.training):
+        return  # an evaluation between backward and step
+    first = inputs[0] if inputs else None
+    module.rows = len(first) if isinstance(first, Tensor) and first.dim() else None
