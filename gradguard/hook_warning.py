@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-
 MESSAGE = "Full backward hook is firing"
 
 
