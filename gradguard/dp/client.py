@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from typing import Any, cast
 
 import torch
@@ -39,7 +40,8 @@ class PrivateClient:
         transform: Runs after the noise.
         loss: Predictions and labels to the mean over the batch.
         batch_size: The expected batch size, a public constant that sums are divided by. Without
-            it every batch is divided by its own size, as for a client that takes all its data.
+            it every batch is divided by its own size, which is then no secret, as for a client
+            that takes all its data.
         seed: Makes the messages reproducible; for evaluation only.
 
     >>> from gradguard.core import Identity
@@ -86,6 +88,7 @@ class PrivateClient:
         )
         self._stateful = bool(_leaves(self.guard.guard_state))
         self._sent = 0
+        self._process = os.getpid()
 
     @property
     def kind(self) -> str:
@@ -142,7 +145,8 @@ class PrivateClient:
     def _start_stream(self) -> None:
         self._sent += 1
         seed = message_seed(self.seed, self._sent)
-        if seed is not None:
+        if seed is not None or os.getpid() != self._process:  # a fork would share the noise
+            self._process = os.getpid()
             noise_stream.reseed(self._noise, seed, path="noise")
         if self._stateful:
             self.guard.reset(seed)

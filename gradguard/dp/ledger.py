@@ -13,12 +13,8 @@ import numpy as np
 from opacus.accountants import PRVAccountant, RDPAccountant
 
 from gradguard.dp.gaussian import gaussian_dp_epsilon
+from gradguard.dp.history import FORMAT, History, appended, begins_with, history_from
 from gradguard.dpsgd import check_accountant, check_number
-
-History = list[tuple[float, float, int]]
-"""Runs of equal releases: noise multiplier, sample rate, how many."""
-
-_FORMAT = 1
 
 
 class PrivacyBudgetExhausted(RuntimeError):
@@ -91,7 +87,7 @@ class PrivacyLedger:
                 f"a record is sampled with a probability in (0, 1], got {sample_rate!r}: the "
                 "accounting would be wrong; do not accumulate batches, use BatchMemoryManager"
             )
-        booked = _appended(self.history, float(noise_multiplier), float(sample_rate), 1)
+        booked = appended(self.history, float(noise_multiplier), float(sample_rate), 1)
         self._check_budget(booked)
         self.history = booked
 
@@ -127,7 +123,7 @@ class PrivacyLedger:
     def state_dict(self) -> dict[str, Any]:
         """Everything as numbers, text and lists, ready for JSON. It tells nothing of the data."""
         return {
-            "format": _FORMAT,
+            "format": FORMAT,
             "accountant": self.accountant,
             "max_epsilon": self.max_epsilon,
             "delta": self.delta,
@@ -141,13 +137,13 @@ class PrivacyLedger:
             ValueError: Not a ledger's state, another accountant's, or one without the releases
                 that were booked here.
         """
-        history = _history_from(state)
+        history = history_from(state)
         if state["accountant"] != self.accountant:
             raise ValueError(
                 f"the state is of accountant {state['accountant']!r}, this ledger's is "
                 f"{self.accountant!r}; make the ledger with that accountant"
             )
-        if not _begins_with(history, self.history):
+        if not begins_with(history, self.history):
             raise ValueError(
                 f"the state has {sum(n for _, _, n in history)} releases, which do not begin with "
                 f"the {self.releases} booked here: loading it would forget some. Load it before "
@@ -229,40 +225,6 @@ def without_order_warning() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Optimal order is the")
         yield
-
-
-def _appended(history: History, z: float, q: float, count: int) -> History:
-    if history and history[-1][:2] == (z, q):
-        return [*history[:-1], (z, q, history[-1][2] + count)]
-    return [*history, (z, q, count)]
-
-
-def _history_from(state: Mapping[str, Any]) -> History:
-    try:
-        if state["format"] != _FORMAT:
-            raise ValueError(f"expected format {_FORMAT}, got {state['format']!r}")
-        entries = [(z, q, n) for z, q, n in state["history"]]
-        state["accountant"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"not the state of a privacy ledger: {error}") from None
-    for z, q, n in entries:
-        # By type, for true is 1 and half a release would be cut off.
-        numbers = type(n) is int and {type(z), type(q)} <= {int, float}
-        if not (numbers and 0 <= z < math.inf and 0 < q <= 1 and n > 0):
-            raise ValueError(f"a privacy ledger cannot hold {n!r} releases with z={z!r}, q={q!r}")
-    return [(float(z), float(q), n) for z, q, n in entries]
-
-
-def _begins_with(history: History, start: History) -> bool:
-    if not start:
-        return True
-    *whole, (z, q, n) = start
-    at = len(whole)
-    return history[:at] == whole and len(history) > at and _holds(history[at], z, q, n)
-
-
-def _holds(entry: tuple[float, float, int], z: float, q: float, count: int) -> bool:
-    return entry[:2] == (z, q) and entry[2] >= count
 
 
 def check_delta(delta: float) -> None:

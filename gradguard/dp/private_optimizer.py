@@ -16,22 +16,21 @@ import torch
 from opacus.grad_sample import AbstractGradSampleModule
 from opacus.optimizers import (
     DPOptimizer,
-    DPOptimizerFastGradientClipping,
     DPPerLayerOptimizer,
 )
 from torch import Tensor
 
 from gradguard.dp.errors import LostAccountingError, UnclippedGradientError
-from gradguard.dp.ghost_module import CountingGhostModule, check_rows
+from gradguard.dp.ghost_module import check_rows
 from gradguard.dp.ledger import PrivacyLedger
 from gradguard.dp.noised_guard import NoisedGuard
-from gradguard.dp.refusals import check_gradient_hooks, check_only_these_gradients
+from gradguard.dp.refusals import check_parameters
 from gradguard.finite import is_finite
 
 # Sums in float32 exceed the bound by rounding; wrong clipping exceeds it many times over.
 SLACK = 1e-3
 
-_CHANGED = (
+NORM_CHANGED = (
     "max_grad_norm was changed after gradients were clipped to the old one, and the noise would "
     "be for the new; change it between steps only, and per-parameter norms not at all"
 )
@@ -67,6 +66,7 @@ class Accounted:
         self._public = kwargs["expected_batch_size"]
         self._process = os.getpid()
         self._summed_at: Any = None
+        self._out_of_step = False
         self.ledger, self.sample_rate = ledger, sample_rate
         self.releases = 0
         self.nonfinite_examples = 0
@@ -79,6 +79,7 @@ class Accounted:
             released = bool(super().pre_step(closure))  # type: ignore[misc]
         except BaseException:
             self._drop_gradients()
+            self._give_up_sum()
             raise
         if not released:  # a physical batch of a larger one: p.grad is raw
             self._drop_gradients()
@@ -125,9 +126,12 @@ class Accounted:
                 f"expected_batch_size was {self._public}, a public constant, and was changed: the "
                 "size of a batch tells how many took part. Call make_private with another loader"
             )
-        groups: list[dict[str, Any]] = self.param_groups  # type: ignore[attr-defined]
-        check_only_these_gradients(groups)
-        check_gradient_hooks(self.params)
+        if self._out_of_step:
+            raise RuntimeError(
+                "a step failed while workers had drawn batches ahead, and which of them belong to "
+                "one release is no longer known; begin a new iteration over the loader"
+            )
+        check_parameters(self.module, self)  # type: ignore[arg-type]
 
     def _drop_gradients(self) -> None:
         for p in self.params:
@@ -136,7 +140,7 @@ class Accounted:
     def _check_same_norm(self, norm: object) -> None:
         # Noise is for the norm of the last batch; those before must not be clipped to a larger one.
         if self.params[0].summed_grad is not None and norm != self._summed_at:  # type: ignore[attr-defined]
-            raise RuntimeError(_CHANGED)
+            raise RuntimeError(NORM_CHANGED)
         self._summed_at = norm
 
     def signal_skip_step(self, do_skip: bool = True) -> None:
@@ -152,6 +156,12 @@ class Accounted:
     def start_anew(self) -> None:
         """Forget a large batch that was broken off, which the next release would contain."""
         self._step_skip_queue: list[bool] = []
+        self._give_up_sum()
+        self._out_of_step = False
+
+    def _give_up_sum(self) -> None:
+        # Flags of batches drawn ahead cannot be told from those of the batch that failed.
+        self._out_of_step = self.prefetching and bool(self._step_skip_queue)
         self._is_last_step_skipped = False
         for p in self.params:
             p.summed_grad = None  # type: ignore[attr-defined]
@@ -248,9 +258,9 @@ class PrivatePerLayerOptimizer(_HooksAccounted, DPPerLayerOptimizer):  # type: i
         self._clipped = list(self.params)
 
     def clip_and_accumulate(self) -> None:
-        _check_same_parameters(self.params, self._clipped)
+        check_same_parameters(self.params, self._clipped)
         if not math.isclose(self.max_grad_norm, math.hypot(*self.max_grad_norms), rel_tol=1e-6):
-            raise RuntimeError(_CHANGED)
+            raise RuntimeError(NORM_CHANGED)
         if any(p.dim() == 0 for p in self.params):
             raise ValueError(
                 "Opacus clips a parameter without dimensions by the norm over all examples; give "
@@ -259,55 +269,8 @@ class PrivatePerLayerOptimizer(_HooksAccounted, DPPerLayerOptimizer):  # type: i
         super().clip_and_accumulate()
 
 
-class PrivateGhostOptimizer(Accounted, DPOptimizerFastGradientClipping):  # type: ignore[misc]
-    """Opacus' optimizer for ghost clipping: the loss object has clipped ``p.grad`` before."""
-
-    module: CountingGhostModule
-
-    # One number, kept by the module that clips: a schedule of it would else change the noise only.
-    @property
-    def max_grad_norm(self) -> float:
-        """The norm that the module clips to and that the noise is for."""
-        return float(self.module.max_grad_norm)
-
-    @max_grad_norm.setter
-    def max_grad_norm(self, norm: float) -> None:
-        self.module.max_grad_norm = norm
-
-    def zero_grad(self, set_to_none: bool = False) -> None:
-        """Clear the gradients, and forget a backward pass that no step followed."""
-        self.module.take_count()
-        super().zero_grad(set_to_none)
-
-    def accumulate(self) -> None:
-        """Add ``p.grad`` to the sum, if its clipping was seen and its length agrees."""
-        batches, examples = self.module.take_count()
-        _check_same_parameters(self.params, self.module.trainable_parameters)
-        missing = sum(p.grad is None for p in self.params)
-        if missing:
-            raise RuntimeError(
-                f"{missing} of {len(self.params)} parameters have no gradient: run "
-                "training.criterion(...).backward() before each step"
-            )
-        if batches > 1:
-            raise RuntimeError(
-                f"{batches} backward passes were made for one step; take a step after each, and "
-                "use Opacus' BatchMemoryManager for batches larger than memory"
-            )
-        if batches and self.module.clipped_to != self.max_grad_norm:
-            raise RuntimeError(_CHANGED)
-        self._check_same_norm(self.max_grad_norm)
-        if batches and self.module.saw_another_backward():
-            raise UnclippedGradientError(
-                "a backward pass of another loss followed that of training.criterion, and its "
-                "gradients were not clipped; add the losses of both and call backward() once"
-            )
-        sums = [p.grad for p in self.params if p.grad is not None]
-        self._check_sum(sums, examples, most=self.module.longest_sum)
-        super().accumulate()
-
-
-def _check_same_parameters(now: list[Tensor], clipped: list[Tensor]) -> None:
+def check_same_parameters(now: list[Tensor], clipped: list[Tensor]) -> None:
+    """Raise unless the parameters that clipping counted are those that are trained."""
     if len(now) != len(clipped) or any({id(p) for p in now} ^ {id(p) for p in clipped}):
         raise RuntimeError(
             "the trainable parameters changed since make_private, and clipping would miss some; "

@@ -23,9 +23,9 @@ from gradguard.dp.arguments import (
 )
 from gradguard.dp.errors import LostAccountingError
 from gradguard.dp.ghost_module import PerExampleLoss
+from gradguard.dp.ghost_optimizer import PrivateGhostOptimizer
 from gradguard.dp.ledger import PrivacyLedger
 from gradguard.dp.noised_guard import noised_guard
-from gradguard.dp.private_optimizer import PrivateGhostOptimizer
 from gradguard.dp.sampling import (
     PoissonLoader,
     expected_batch_size,
@@ -79,7 +79,7 @@ class PrivateTraining:
 
     @property
     def nonfinite_examples(self) -> int:
-        """Examples whose gradient held NaN or infinity and was replaced by zeros."""
+        """Examples whose gradient held NaN or infinity and became zeros. Exact: do not send it."""
         return self.optimizer.nonfinite_examples
 
     def epsilon(self, delta: float) -> float:
@@ -203,12 +203,21 @@ def make_private(
       with the ledger's epsilon, whatever ``after`` does: it sees noised gradients only;
     - noise and sampling coins come from the operating system, not from torch's global seed;
     - examples whose gradient is not finite count as zeros, so they tell nothing (hooks mode);
-    - what would void the guarantee raises: see :mod:`gradguard.dp.refusals`.
+    - what would void the guarantee raises: see :mod:`gradguard.dp.refusals`. So does a step of
+      the ``optimizer`` given, past the private one, and a release of its guard.
 
     *Not* covered: everything that leaves beside the gradients (losses, accuracies, numbers of
     examples, BatchNorm buffers, early stopping, how ``max_grad_norm`` was found), a person with
     several records, and the floating-point and generator attacks that Opacus' secure mode is for.
-    A loss that mixes examples breaks the clipping.
+    Nor can it be seen here, and it voids the guarantee, when
+
+    - batches do not come from ``training.loader``, or each goes through the model twice;
+    - loss, model or collate function mix examples (contrastive losses, mixup, batch statistics
+      without parameters, positions embedded once for all), or the loss is no mean;
+    - in ghost mode a parameter is used outside its layer (penalties on weights added to the
+      loss, functional use): what is noticed is a sum longer than the norms that were clipped;
+    - with loader workers, a physical batch of ``BatchMemoryManager`` is skipped without a step;
+    - ``optimizer.load_state_dict`` is given the momentum of a training without noise.
 
     Args:
         model: Hooked by Opacus in place; no BatchNorm. May be a previous training's model.

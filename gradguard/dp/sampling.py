@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from opacus.data_loader import DPDataLoader, dtype_safe, shape_safe, wrap_collate_with_empty
+from opacus.data_loader import DPDataLoader, wrap_collate_with_empty
 from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 from torch.utils.data import (
     BatchSampler,
@@ -38,12 +38,9 @@ class PoissonLoader(DPDataLoader):  # type: ignore[misc]
     def __init__(self, loader: DataLoader[Any], sampler: PoissonSampler) -> None:
         self.sample_rate, self.distributed = sampler.sample_rate, False
         self.sampler_of_batches = sampler
-        dataset, first = loader.dataset, loader.dataset[0]
-        collate = wrap_collate_with_empty(
-            collate_fn=loader.collate_fn,
-            sample_empty_shapes=[(0, *shape_safe(part)) for part in first],
-            dtypes=[dtype_safe(part) for part in first],
-        )
+        dataset = loader.dataset
+        collate = wrap_collate_with_empty(collate_fn=loader.collate_fn)
+        collate([dataset[0]])  # shows it what an empty batch must look like, should it come first
         kept = (
             *("num_workers", "pin_memory", "timeout", "worker_init_fn"),
             *("multiprocessing_context", "prefetch_factor", "persistent_workers"),

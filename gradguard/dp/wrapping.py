@@ -10,11 +10,8 @@ from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 
 from gradguard.dp.ghost_module import CountingGhostModule
-from gradguard.dp.private_optimizer import (
-    PrivateGhostOptimizer,
-    PrivateOptimizer,
-    PrivatePerLayerOptimizer,
-)
+from gradguard.dp.ghost_optimizer import PrivateGhostOptimizer
+from gradguard.dp.private_optimizer import PrivateOptimizer, PrivatePerLayerOptimizer
 
 Private = PrivateOptimizer | PrivatePerLayerOptimizer | PrivateGhostOptimizer
 

@@ -367,3 +367,79 @@ def test_a_client_without_a_public_batch_size_scales_by_that_of_the_batch() -> N
 def test_the_closed_form_survives_extreme_arguments() -> None:
     assert gaussian_dp_epsilon(1e-3, 1e-300) > 0
     assert gaussian_dp_epsilon(100.0, 1e-300) < math.inf
+
+
+class _Named(torch.utils.data.Dataset[Any]):
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"inputs": torch.zeros(4), "label": 1}
+
+
+def test_a_first_batch_without_examples_has_the_form_of_all_others() -> None:
+    training = private(loader=DataLoader(_Named(), batch_size=1))
+    found: Any = training.loader.collate_fn([])
+    assert found["inputs"].shape == (0, 4)
+    assert found["label"].dtype == torch.int64
+
+
+def test_a_parameter_unfrozen_outside_the_optimizer_is_refused() -> None:
+    model = network()
+    model[0].requires_grad_(False)
+    training = private(model=model)
+    model[0].weight.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"lacks .*0\.weight"):
+        step(training, *batch())
+
+
+def test_a_step_that_failed_leaves_no_sum_for_the_next_release() -> None:
+    training = private(mode="ghost")
+    training.optimizer.signal_skip_step(do_skip=True)
+    step(training, *batch())
+    training.optimizer.signal_skip_step(do_skip=False)
+    inputs, labels = batch()
+    with pytest.raises(ArithmeticError):
+        step(training, inputs * math.inf, labels)
+    training.optimizer.expected_batch_size = 3
+    with pytest.raises(RuntimeError):
+        step(training, inputs, labels)
+    assert all(getattr(p, "summed_grad", None) is None for p in training.optimizer.params)
+
+
+def test_after_a_failure_batches_drawn_ahead_are_not_mixed() -> None:
+    training = private()
+    training.optimizer.prefetching = True
+    for skip in (True, False, False):
+        training.optimizer.signal_skip_step(do_skip=skip)
+    training.optimizer.expected_batch_size = 3
+    with pytest.raises(RuntimeError, match="public constant"):
+        step(training, *batch())
+    training.optimizer.expected_batch_size = 8
+    with pytest.raises(RuntimeError, match="new iteration"):
+        step(training, *batch())
+    epoch(training)
+    assert training.releases == 8
+
+
+def _message_in_child(client: PrivateClient, queue: Any) -> None:
+    queue.put(client(*batch())["0.bias"].tolist())
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*")
+def test_forked_copies_of_a_client_do_not_share_noise() -> None:
+    context = multiprocessing.get_context("fork")
+    queue, client = context.Queue(), PrivateClient(network(), DPSGD(1.0, 1.0), Identity())
+    child = context.Process(target=_message_in_child, args=(client, queue))
+    child.start()
+    there = queue.get(timeout=60)
+    child.join()
+    assert client(*batch())["0.bias"].tolist() != there
+
+
+def test_workers_load_batches_for_a_private_training() -> None:
+    training = private(loader=DataLoader(data(), batch_size=16, num_workers=1), seed=0)
+    with _physical(training) as loader:
+        for inputs, labels in loader:
+            step(training, inputs, labels)
+    assert training.releases == 4
