@@ -16,7 +16,6 @@ import torch
 from opacus.grad_sample import AbstractGradSampleModule
 from opacus.optimizers import (
     DPOptimizer,
-    DPPerLayerOptimizer,
 )
 from torch import Tensor
 
@@ -181,7 +180,7 @@ class Accounted:
             )
 
 
-class _HooksAccounted(Accounted):
+class HooksAccounted(Accounted):
     """For optimizers that hold every example's gradient in ``p.grad_sample``."""
 
     @property
@@ -246,27 +245,8 @@ def _rows(grad_sample: Tensor) -> Tensor:
     return grad_sample.unsqueeze(1) if grad_sample.dim() == 1 else grad_sample
 
 
-class PrivateOptimizer(_HooksAccounted, DPOptimizer):  # type: ignore[misc]
+class PrivateOptimizer(HooksAccounted, DPOptimizer):  # type: ignore[misc]
     """Opacus' ``DPOptimizer``: one norm over all parameters."""
-
-
-class PrivatePerLayerOptimizer(_HooksAccounted, DPPerLayerOptimizer):  # type: ignore[misc]
-    """Opacus' ``DPPerLayerOptimizer``: a norm for each parameter."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._clipped = list(self.params)
-
-    def clip_and_accumulate(self) -> None:
-        check_same_parameters(self.params, self._clipped)
-        if not math.isclose(self.max_grad_norm, math.hypot(*self.max_grad_norms), rel_tol=1e-6):
-            raise RuntimeError(NORM_CHANGED)
-        if any(p.dim() == 0 for p in self.params):
-            raise ValueError(
-                "Opacus clips a parameter without dimensions by the norm over all examples; give "
-                "it a shape of (1,) or clip all parameters to one norm"
-            )
-        super().clip_and_accumulate()
 
 
 def check_same_parameters(now: list[Tensor], clipped: list[Tensor]) -> None:

@@ -212,15 +212,16 @@ def make_private(
     Nor can it be seen here, and it voids the guarantee, when
 
     - batches do not come from ``training.loader``, or each goes through the model twice;
-    - loss, model or collate function mix examples (contrastive losses, mixup, batch statistics
-      without parameters, positions embedded once for all), or the loss is no mean;
+    - loss, model or collate function mix examples (contrastive losses, mixup, statistics of
+      a batch in layers of your own, positions embedded once for all), or the loss is no mean;
     - in ghost mode a parameter is used outside its layer (penalties on weights added to the
       loss, functional use): what is noticed is a sum longer than the norms that were clipped;
     - with loader workers, a physical batch of ``BatchMemoryManager`` is skipped without a step;
     - ``optimizer.load_state_dict`` is given the momentum of a training without noise.
 
     Args:
-        model: Hooked by Opacus in place; no BatchNorm. May be a previous training's model.
+        model: Hooked by Opacus in place; BatchNorm only frozen and in eval mode. May be a previous
+            training's model.
         optimizer: New and plain, or a new :class:`GuardedOptimizer`.
         loader: A plain ``DataLoader``; its sampling is replaced by Poisson's. ``batch_size`` of
             the whole data set is a full-batch client, with sample rate 1.

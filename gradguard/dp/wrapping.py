@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from gradguard.dp.ghost_module import CountingGhostModule
 from gradguard.dp.ghost_optimizer import PrivateGhostOptimizer
-from gradguard.dp.private_optimizer import PrivateOptimizer, PrivatePerLayerOptimizer
+from gradguard.dp.per_layer_optimizer import PrivatePerLayerOptimizer
+from gradguard.dp.private_optimizer import PrivateOptimizer
 
+BATCH_NORMS = nn.modules.batchnorm._BatchNorm  # all of them, SyncBatchNorm included
 Private = PrivateOptimizer | PrivatePerLayerOptimizer | PrivateGhostOptimizer
 
 
@@ -40,6 +42,9 @@ def _hooked(model: nn.Module, kind: type[Any], **options: Any) -> Any:
     module = kind(model, batch_first=True, loss_reduction="mean", **options)
     module.forbid_grad_accumulation()
     module.register_forward_pre_hook(_count_rows)
+    for part in model.modules():
+        if isinstance(part, BATCH_NORMS):
+            part.register_forward_pre_hook(_refuse_batch_statistics)
     return module
 
 
@@ -49,3 +54,12 @@ def _count_rows(module: Any, inputs: tuple[Any, ...]) -> None:
         return  # an evaluation between backward and step
     first = inputs[0] if inputs else None
     module.rows = len(first) if isinstance(first, Tensor) and first.dim() else None
+
+
+def _refuse_batch_statistics(module: Any, _: Any) -> None:
+    """Opacus refuses trainable batch norms only; a frozen one mixes examples just as well."""
+    if torch.is_grad_enabled() and (module.training or module.running_mean is None):
+        raise ValueError(
+            "a batch norm in training mode mixes examples, and clipping one by one would bound "
+            "nothing; call eval() on it after each model.train(), or use GroupNorm"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import multiprocessing
@@ -443,3 +444,26 @@ def test_workers_load_batches_for_a_private_training() -> None:
         for inputs, labels in loader:
             step(training, inputs, labels)
     assert training.releases == 4
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_frozen_batch_norm_may_not_use_the_statistics_of_a_batch(mode: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    model[1].requires_grad_(False)
+    with pytest.raises(ValueError, match="mixes examples"):
+        step(private(model=copy.deepcopy(model), mode=mode), *batch())
+    training = private(model=model, mode=mode)
+    model[1].eval()
+    step(training, *batch())
+    with torch.no_grad():
+        model.train()(batch()[0])  # evaluation tells the optimizer nothing
+    assert training.releases == 1
+
+
+def test_a_batch_norm_without_running_statistics_is_refused() -> None:
+    norm = nn.BatchNorm1d(8, affine=False, track_running_stats=False)
+    model = nn.Sequential(nn.Linear(4, 8), norm, nn.Linear(8, 2))
+    training = private(model=model)
+    norm.eval()
+    with pytest.raises(ValueError, match="mixes examples"):
+        step(training, *batch())
