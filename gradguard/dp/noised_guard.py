@@ -31,6 +31,10 @@ class NoisedGuard(GuardedOptimizer):
 
     _noised: Fingerprint
 
+    def _begin(self) -> None:
+        super()._begin()
+        self._noised = []  # a copy starts with nothing that it may send
+
     def allow(self) -> None:
         """The gradients that are there now carry the noise."""
         self._noised = fingerprint(self._params())
@@ -47,6 +51,13 @@ class NoisedGuard(GuardedOptimizer):
 
 def noised_guard(optimizer: Optimizer, transform: GradTransform, *, model: Any) -> NoisedGuard:
     """The guard for ``optimizer``; one that is guarded already becomes such a guard itself."""
+    inner = optimizer.inner if isinstance(optimizer, GuardedOptimizer) else optimizer
+    hooks = inner._optimizer_step_pre_hooks.values()
+    if any(getattr(hook, "__func__", None) is NoisedGuard._check_inner_step for hook in hooks):
+        raise ValueError(
+            "this optimizer belongs to another private training, which alone may step it; make a "
+            "new one of the same kind"
+        )
     if not isinstance(optimizer, GuardedOptimizer):
         optimizer = GuardedOptimizer(optimizer, transform, model=model)
     # In place, not a new guard: the user keeps the old name, and it must not send either.

@@ -467,3 +467,23 @@ def test_a_batch_norm_without_running_statistics_is_refused() -> None:
     norm.eval()
     with pytest.raises(ValueError, match="mixes examples"):
         step(training, *batch())
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+def test_an_optimizer_serves_one_private_training_only(guarded: bool) -> None:
+    model = network()
+    plain = torch.optim.SGD(model.parameters(), lr=0.1)
+    first = private(model=model, optimizer=plain)
+    with pytest.raises(ValueError, match="another private training"):
+        private(model=first.model, optimizer=first.guard if guarded else plain)
+
+
+def test_a_copied_guard_hands_out_nothing() -> None:
+    training = private()
+    step(training, *batch())
+    copied = copy.deepcopy(training.guard)
+    for group in copied.param_groups:
+        for p in group["params"]:
+            p.grad = torch.ones_like(p)
+    with pytest.raises(RuntimeError, match=r"training\.release"):
+        copied.release()
