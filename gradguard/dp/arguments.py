@@ -17,6 +17,8 @@ from gradguard.dp.refusals import check_optimizer, check_parameters, check_trans
 from gradguard.dpsgd import MODES, check_accountant, check_choice, check_norms, check_number
 from gradguard.optimizer import GuardedOptimizer
 
+MOST_EPSILON = 100.0
+
 
 def check_arguments(
     model: nn.Module,
@@ -119,6 +121,11 @@ def multiplier_for(
     if target_epsilon is None or target_delta is None or epochs is None:
         raise ValueError("give noise_multiplier, or all of target_epsilon, target_delta and epochs")
     check_number("target_epsilon", target_epsilon)
+    if target_epsilon > MOST_EPSILON:
+        raise ValueError(
+            f"an epsilon of {target_epsilon:g} promises nothing, and the search for its noise may "
+            f"not end; give a target of at most {MOST_EPSILON:g}, or noise_multiplier"
+        )
     check_delta(target_delta)
     if type(epochs) is not int or epochs < 1:
         raise ValueError(f"epochs must be a whole number of at least 1, got {epochs!r}")

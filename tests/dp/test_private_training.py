@@ -162,6 +162,7 @@ def test_it_unpacks_as_model_optimizer_and_loader() -> None:
         ({"mode": "gost"}, "hooks, ghost"),
         ({"accountant": "pvr"}, "prv, rdp"),
         ({"epochs": 3}, "not both"),
+        ({"target_epsilon": 1e4, "target_delta": 1e-5, "epochs": 1}, "promises nothing"),
     ],
 )
 def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:
