@@ -1,4 +1,4 @@
-"""Two rounds of DP-SGD on one client: top-k after the noise, one ledger, a budget, a certificate."""
+"""Two rounds of DP-SGD on a client: top-k after the noise, one ledger, a budget, certificates."""
 
 import torch
 from sklearn.datasets import load_digits
