@@ -116,6 +116,7 @@ def _loss_distribution(
 def _bound(prior: float, losses: _Floats, masses: _Floats, *, error: float) -> float:
     """``min over e of prior * exp(e) + delta(e)``, each delta with its errors added."""
     # Below 0 only by rounding; delta rises with every mass, so this does not lower it.
+    lost = max(0.0, 1.0 - float(masses.sum()))  # by rounding; it may have been anywhere
     masses = np.maximum(masses, 0.0)
     with np.errstate(all="ignore"):
         above = np.cumsum(masses[::-1])[::-1]
@@ -126,4 +127,4 @@ def _bound(prior: float, losses: _Floats, masses: _Floats, *, error: float) -> f
     usable = bounds[np.isfinite(bounds)]
     rounding = 4 * len(masses) * float(np.finfo(np.float64).eps)
     least = float(usable.min()) if usable.size else 1.0
-    return min(1.0, least + _DELTA_ERROR + rounding)
+    return min(1.0, least + lost + _DELTA_ERROR + rounding)

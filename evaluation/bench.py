@@ -179,13 +179,18 @@ def _try_defenses(bench: Bench) -> None:
 
 
 def _try_defense(defense: Defense, model: nn.Module, inputs: Tensor, labels: Tensor) -> None:
-    client = defense.client(model, seed=0)
-    MemoisedClient(client, GradientMemo(0))(inputs, labels)
     if defense.dp is not None:
-        # Opacus' hooks on a copy: the loop of a deployed client, as far as its first step.
+        # Opacus' hooks on a copy: the loop of a deployed client, as far as its first step. Before
+        # the client, for it says what is wrong where Opacus has bare assertions.
         images = loader(inputs, labels, batch_size=len(labels), seed=0)
         copied = copy.deepcopy(model)
         defense.attach(copied, torch.optim.SGD(copied.parameters(), lr=0.0), images)
+    sent = MemoisedClient(defense.client(model, seed=0), GradientMemo(0))(inputs, labels)
+    if not all(bool(torch.isfinite(part).all()) for part in sent.values()):
+        raise ValueError(
+            "its first message holds NaN or infinity: the noise or a clipping norm is larger than "
+            "the model's numbers can be; lower it"
+        )
 
 
 def _try_training(model: nn.Module, inputs: Tensor, labels: Tensor) -> None:

@@ -16,6 +16,7 @@ from gradguard.evaluation.errors import UnusableInputError, one_line
 from gradguard.evaluation.memo import MemoisedClient
 from gradguard.evaluation.metrics import success
 from gradguard.evaluation.progress import Progress
+from gradguard.finite import NonFiniteExampleError
 
 # Messages held at a time: a hundred gradients of a large model would not fit into memory.
 CHUNK_BYTES = 128 * 2**20
@@ -52,7 +53,7 @@ def attack_cell(bench: Bench, cell: Cell, defense: Defense, progress: Progress) 
             for name in SETS:
                 for attack, scores in _score(bench, cell, defense, repeat, name, fitted).items():
                     found[name].setdefault(attack, []).append(scores)
-        except NonFiniteGradientError as error:
+        except (NonFiniteGradientError, NonFiniteExampleError) as error:
             raise UnusableInputError(
                 f"defence {defense.name!r} cannot be attacked ({cell.stage}, {cell.composition}, "
                 f"B = {cell.batch_size}): {one_line(error)}"

@@ -34,6 +34,9 @@ from gradguard.evaluation.certificate_multiset import best_constant_asr as best_
 from gradguard.evaluation.certificate_multiset import information_bound as information_bound
 from gradguard.evaluation.certificate_multiset import multiset_bound as multiset_bound
 
+LARGEST_MU = 1e6
+"""Epsilon is about half its square, which double precision rounds too coarsely beyond."""
+
 ADJACENCIES = ("add-remove", "replace-one")
 
 
@@ -131,7 +134,9 @@ def gaussian_epsilon(
     from gradguard.dp.gaussian import gaussian_dp_epsilon
 
     radius = 1 if adjacency == "add-remove" else 2
-    return gaussian_dp_epsilon(radius * joint_mu(noise_multiplier, releases), delta)
+    mu = radius * joint_mu(noise_multiplier, releases)
+    # Infinity is an upper value.
+    return math.inf if mu > LARGEST_MU else gaussian_dp_epsilon(mu, delta)
 
 
 def class_presence_bound(

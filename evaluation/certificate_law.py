@@ -29,6 +29,21 @@ def broken_certificates(rows: Sequence[Row]) -> list[str]:
     ]
 
 
+def weak_deltas(rows: Sequence[Row], records: int) -> list[str]:
+    """One sentence for each defence whose delta allows to publish a record now and then.
+
+    Args:
+        records: In the clients' data.
+    """
+    found = {row.defense: row.delta for row in rows if row.delta and row.delta * records >= 1}
+    return [
+        f"delta {delta:g} of {name!r} is not below one over the {records} records of the clients: "
+        "a mechanism that publishes a record now and then has such a delta, so that epsilon says "
+        "little; lower delta"
+        for name, delta in found.items()
+    ]
+
+
 def certificates_sentence(rows: Sequence[Row]) -> str | None:
     """Whether every certificate of a report holds against its attacks; ``None`` without any."""
     certified = [row for row in rows if row.certificate is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -13,6 +14,7 @@ from gradguard import DPSGD
 from gradguard.attacks.baselines import greedy_constant_guess
 from gradguard.attacks.composition import parse_dirichlet
 from gradguard.evaluation.certificate import (
+    LARGEST_MU,
     best_constant_asr,
     gaussian_epsilon,
     group_bound,
@@ -23,6 +25,7 @@ from gradguard.evaluation.certificate_inputs import (
     Prior,
     check_rate,
     check_whole,
+    joint_mu,
     label_probabilities,
 )
 
@@ -52,6 +55,7 @@ def certify(
     label_prior: npt.ArrayLike,
     training_releases: int,
     sample_rate: float,
+    run_prior: npt.ArrayLike | None = None,
 ) -> dict[str, Any]:
     """What ``dp`` guarantees for the labels behind one message, and for a whole training run.
 
@@ -74,6 +78,8 @@ def certify(
             compositions treat all classes alike.
         training_releases: Optimizer steps of a training run.
         sample_rate: The probability with which a record takes part in one of them.
+        run_prior: Class probabilities of the records that are trained on; ``label_prior`` if not
+            given.
 
     >>> dp = DPSGD(noise_multiplier=4.0, max_grad_norm=1.0)
     >>> facts = dict(label_prior=[0.1] * 10, training_releases=100, sample_rate=0.1)
@@ -87,6 +93,7 @@ def certify(
     check_whole("training_releases", training_releases)
     check_rate(sample_rate)
     prior = label_probabilities(label_prior)
+    trained_on = prior if run_prior is None else label_probabilities(run_prior)
     independent = composition == "iid"
     blind = expected_blind(composition, batch_size=batch_size, label_prior=prior)
     kappa = float(prior.max()) if independent else 1 / len(prior)
@@ -107,7 +114,7 @@ def certify(
         "releases": 1,
         "sample_rate": 1.0,
         "multiset": _multiset(blind, prior, batch_size, z, independent),
-        "run": _run(float(prior.max()), z, training_releases, sample_rate),
+        "run": _run(float(trained_on.max()), z, training_releases, sample_rate),
         "epsilon_add_remove": gaussian_epsilon(z, dp.delta, adjacency="add-remove"),
         "epsilon_replace_one": gaussian_epsilon(z, dp.delta, adjacency="replace-one"),
         "outside": list(OUTSIDE),
@@ -161,6 +168,8 @@ def run_epsilon(dp: DPSGD, training_releases: int, sample_rate: float) -> float:
     # Here, not at the top: it loads Opacus, which takes seconds.
     from gradguard.dp.ledger import epsilon_of
 
+    if joint_mu(dp.noise_multiplier, training_releases) > LARGEST_MU:
+        return math.inf  # an upper value
     history = [(dp.noise_multiplier, sample_rate, training_releases)]
     with warnings.catch_warnings():
         # Of much noise Opacus warns that more orders would give a lower epsilon: ours is upper.

@@ -7,7 +7,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from gradguard.evaluation.bench import Bench, Cell, prepare
-from gradguard.evaluation.certificate_law import broken_certificates, certificates_sentence
+from gradguard.evaluation.certificate_law import (
+    broken_certificates,
+    certificates_sentence,
+    weak_deltas,
+)
 from gradguard.evaluation.data import Data
 from gradguard.evaluation.errors import UnusableInputError
 from gradguard.evaluation.models import Factory
@@ -100,7 +104,11 @@ def evaluate(
     def report(complete: bool) -> Report:
         taken = time.perf_counter() - start
         facts = provenance(bench, command=command, started=started, seconds=taken)
-        facts["warnings"] = [*broken_certificates(rows), *weak_attacks(study.defenses, rows)]
+        facts["warnings"] = [
+            *broken_certificates(rows),
+            *weak_deltas(rows, len(bench.parts.client)),
+            *weak_attacks(study.defenses, rows),
+        ]
         facts["certificates"] = certificates_sentence(rows) or "none: no row has a certificate"
         return Report(study.to_dict(), tuple(rows), facts, complete)
 

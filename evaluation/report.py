@@ -142,7 +142,11 @@ class Report:
 
 def _plain(row: Row) -> dict[str, Any]:
     # Only here: an infinity anywhere else is a mistake, which is not to become a report.
-    return asdict(row) | {"epsilon": _finite(row.epsilon)}
+    plain = asdict(row) | {"epsilon": _finite(row.epsilon)}
+    if row.certificate is not None:
+        spent = {k: _finite(v) for k, v in row.certificate.items() if k.startswith("epsilon_")}
+        plain["certificate"] = row.certificate | spent
+    return plain
 
 
 def _finite(value: Any) -> Any:

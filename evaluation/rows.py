@@ -65,19 +65,25 @@ def guarantees(bench: Bench, cell: Cell, defense: Defense) -> dict[str, Any]:
         return {"epsilon": None, "delta": None, "certificate": None}
     # As Opacus has it: one over the number of full batches in an epoch.
     rate = 1 / max(1, len(bench.parts.client) // training.batch_size)
-    labels = bench.data.labels.numpy()[bench.parts.scored]
-    counts = np.bincount(labels, minlength=bench.data.num_classes)
     certificate = certify(
         dp,
         composition=cell.composition,
         batch_size=cell.batch_size,
         # The share behind "iid" batches, see `draw_batches`.
-        label_prior=counts / counts.sum(),
+        label_prior=_shares(bench, bench.parts.scored),
         training_releases=training.steps,
         sample_rate=rate,
+        # Small classes are rounded up in every part: all of the data may be less even than it.
+        run_prior=_shares(bench, bench.parts.client),
     )
     epsilon = _run_epsilon(dp, training.steps, rate)
     return {"epsilon": epsilon, "delta": dp.delta, "certificate": certificate}
+
+
+def _shares(bench: Bench, part: np.ndarray) -> np.ndarray:
+    """The share of each class among some of the images."""
+    counts = np.bincount(bench.data.labels.numpy()[part], minlength=bench.data.num_classes)
+    return np.asarray(counts / counts.sum())
 
 
 # Seconds of accounting, and the same for all rows of a defence.

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from gradguard.evaluation import AttackScore
 from gradguard.evaluation.certificate_law import (
     broken_certificates,
     certificates_sentence,
     promise,
+    weak_deltas,
 )
 from tests.evaluation.examples import certified, row
 
@@ -71,3 +74,12 @@ def test_a_promise_without_sampling_speaks_of_no_coins() -> None:
     assert said is not None
     assert "one record in" not in said
     assert "epsilon is" not in said
+
+
+def test_a_delta_at_which_a_record_may_be_published_is_a_warning() -> None:
+    private = certified()
+    assert weak_deltas([private], 99_999) == []
+    (said,) = weak_deltas([private, replace(private, composition="single")], 100_000)
+    assert "delta 1e-05 of" in said
+    assert "100000 records" in said
+    assert weak_deltas([replace(private, delta=None)], 100_000) == []

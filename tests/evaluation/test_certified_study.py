@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import replace
 from functools import partial
@@ -12,10 +13,14 @@ import pytest
 from gradguard import DPSGD, Defense
 from gradguard.evaluation import Report, Study, evaluate
 from gradguard.evaluation.bench import Cell, prepare
+from gradguard.evaluation.cell import attack_cell
 from gradguard.evaluation.certificate import multiset_bound, per_record_bound
 from gradguard.evaluation.certificate_law import broken_certificates
 from gradguard.evaluation.certify import run_epsilon
+from gradguard.evaluation.errors import UnusableInputError
+from gradguard.evaluation.progress import Silent
 from gradguard.evaluation.rows import guarantees
+from gradguard.finite import NonFiniteExampleError
 from tests.evaluation.examples import study_with
 
 NOISE = {"noise_multiplier": 8.0, "max_grad_norm": 1.0}
@@ -92,3 +97,64 @@ def test_an_attack_above_a_certificate_is_a_warning_in_the_report(
     found = evaluate(Study.from_dict(study_with(attack={"compositions": ["iid"]})))
     assert any("the certificate is broken" in warning for warning in found.provenance["warnings"])
     assert "exceed it" in found.provenance["certificates"]
+
+
+def with_dp(**changes: object) -> Study:
+    return Study.from_dict(
+        TABLE | {"defense": [{"name": "private", "dp": NOISE | changes, "transform": []}]}
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"max_grad_norm": [1.0, 2.0]}, "expected one max_grad_norm for each of"),
+        ({"noise_multiplier": 1e300}, "NaN or infinity"),
+        ({"max_grad_norm": 1e300}, "NaN or infinity"),
+    ],
+)
+def test_dp_that_cannot_run_on_the_model_is_refused_before_any_work(
+    changes: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(UnusableInputError, match=f"defence 'private': .*{reason}"):
+        prepare(with_dp(**changes))
+
+
+def test_an_example_whose_gradient_is_not_finite_names_the_defence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise NonFiniteExampleError("an example has a gradient that is not finite")
+
+    bench = prepare(with_dp())
+    monkeypatch.setattr("gradguard.dp.client.PrivateClient.gradients", fails)
+    with pytest.raises(UnusableInputError, match=r"'private' cannot be attacked .* not finite"):
+        attack_cell(bench, Cell("init", "iid", 4), bench.study.defenses[0], Silent())
+
+
+def test_the_run_counts_the_labels_of_all_that_clients_hold() -> None:
+    bench = prepare(with_dp())
+    # Scored images are a quarter of them, and here have lost all but two classes.
+    labels = bench.data.labels.numpy()
+    scored = bench.parts.scored[labels[bench.parts.scored] < 2]
+    uneven = replace(bench, parts=replace(bench.parts, scored=scored))
+    found = guarantees(uneven, Cell("init", "iid", 4), bench.study.defenses[0])["certificate"]
+    of_all = labels[uneven.parts.client]
+    assert found["kappa"] == np.bincount(labels[scored]).max() / len(scored)
+    assert found["run"]["kappa"] == np.bincount(of_all).max() / len(of_all)
+
+
+def test_an_unbounded_epsilon_is_text_in_the_report(private: Report) -> None:
+    first = next(row for row in private.rows if row.certificate is not None)
+    assert first.certificate is not None
+    unbounded = replace(first, certificate=first.certificate | {"epsilon_add_remove": math.inf})
+    read = Report.from_json(replace(private, rows=(unbounded,)).to_json())
+    assert read.rows[0].certificate is not None
+    assert read.rows[0].certificate["epsilon_add_remove"] == "inf"
+
+
+def test_a_delta_that_is_too_large_for_the_clients_data_is_a_warning() -> None:
+    table = TABLE | {"attack": TABLE["attack"] | {"compositions": ["iid"]}}
+    defense = [{"name": "private", "dp": NOISE | {"delta": 0.5}, "transform": []}]
+    report = evaluate(Study.from_dict(table | {"defense": defense}))
+    assert any("delta 0.5 of 'private'" in said for said in report.provenance["warnings"])

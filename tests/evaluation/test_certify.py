@@ -207,3 +207,19 @@ def test_independent_labels_are_not_read_beyond_the_multiset_bound() -> None:
     half = 3.3 * float(asr.std()) / np.sqrt(draws)
     assert bound["blind"] < float(asr.mean()) - half
     assert float(asr.mean()) - half <= bound["value"]
+
+
+def test_the_run_is_certified_for_the_records_that_are_trained_on() -> None:
+    certificate = found(4.0, "iid", run_prior=[0.3, 0.7], label_prior=[0.4, 0.6])
+    assert certificate["kappa"] == 0.6
+    assert certificate["run"]["kappa"] == 0.7  # type: ignore[index]
+    assert certificate["run"]["unamplified"] == per_record_bound(0.7, 4.0, 50)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("noise", [1e-300, 1e-155, 1e-20, 1e-9])
+@pytest.mark.parametrize("rate", [0.1, 1.0])
+def test_next_to_no_noise_has_an_unbounded_epsilon_and_no_crash(noise: float, rate: float) -> None:
+    certificate = found(noise, "iid", sample_rate=rate)
+    assert certificate["value"] == 1.0
+    assert certificate["epsilon_add_remove"] == certificate["epsilon_replace_one"] == float("inf")
+    assert run_epsilon(dp(noise), 50, rate) == float("inf")
