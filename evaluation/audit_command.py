@@ -74,9 +74,10 @@ def run_audit(
     with _one_thread():
         rows = audit_defenses(bench, claiming, draws=draws, alpha=alpha)
     silent = [one.name for one in chosen if one.dp is None]
-    if out is not None:
-        write_atomically(out, to_json(rows, silent, alpha=alpha).encode())
+    # Shown first: what cannot be kept is at least seen.
     print_audit(rows, silent, make_console(), alpha=alpha)
+    if out is not None:
+        _write(out, to_json(rows, silent, alpha=alpha))
     return int(any(row.result.flagged for row in rows))
 
 
@@ -214,8 +215,23 @@ def _chosen(defenses: Sequence[Defense], name: str | None) -> list[Defense]:
     return found
 
 
+def _write(path: Path, text: str) -> None:
+    try:
+        write_atomically(path, text.encode())
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise UnusableInputError(f"{path}: the audit could not be written ({why})") from error
+
+
 def _check_file(path: Path) -> None:
-    if path.is_dir():
+    try:
+        # With room for the ending of the temporary file that it is written to first.
+        folder, _ = path.is_dir(), (path.parent / f".{path.name}.{8 * '_'}").exists()
+    except (OSError, ValueError) as error:
+        raise UnusableInputError(
+            f"--out {str(path)[:40]!r}: cannot be a file ({one_line(error)[:60]}); choose another"
+        ) from error
+    if folder:
         raise UnusableInputError(f"{path}: is a folder; give --out the name of a file")
     check_writable(path.parent)
     if not path.parent.exists():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -101,6 +103,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "alpha of 1": (["--alpha", "1"], "--alpha must be"),
     "alpha not a number": (["--alpha", "nan"], "--alpha must be"),
     "out is a folder": (["--out", "."], "is a folder"),
+    "out too long a name": (["--out", 250 * "a"], "cannot be a file"),
     "out in no folder": (["--out", "none/found.json"], "no such folder"),
     "missing data": (["--data", "none.npz"], "no such file"),
     "negative seed": (["--seed", "-1"], "seed must be"),
@@ -118,6 +121,22 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert len(said.err.splitlines()) == 1
     assert fragment in said.err
     assert list(Path.cwd().iterdir()) == []
+
+
+def test_an_audit_that_cannot_be_kept_is_shown_and_exit_code_2(
+    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("gradguard.evaluation.audit_command.write_atomically", full)
+    arguments = ("--draws", "100", "--defense", "DP z=1", "--out", "found.json")
+    assert run("audit", study, *arguments) == 2
+    said = capsys.readouterr()
+    assert "No claim is refuted" in said.out
+    assert said.err == (
+        "gradguard: found.json: the audit could not be written (No space left on device)\n"
+    )
 
 
 def rows() -> dict[str, AuditResult]:
