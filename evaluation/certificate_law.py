@@ -104,7 +104,8 @@ def _one_message(row: Row, found: dict[str, Any]) -> str:
 def _whole_run(row: Row, run: dict[str, Any]) -> str:
     coins = ""
     if run["sample_rate"] < 1:
-        coins = f", each computed from one record in {1 / run['sample_rate']:.3g},"
+        every = 1 / run["sample_rate"]
+        coins = f", each computed from one record in {every:{'.3g' if every < 999 else ',.0f'}},"
     spent = ""
     if row.epsilon is not None and row.delta is not None:
         spent = f" epsilon is {epsilon_up(row)} (one record added or removed), and"

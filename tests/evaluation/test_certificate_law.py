@@ -83,3 +83,8 @@ def test_a_delta_at_which_a_record_may_be_published_is_a_warning() -> None:
     assert "delta 1e-05 of" in said
     assert "100000 records" in said
     assert weak_deltas([replace(private, delta=None)], 100_000) == []
+
+
+def test_a_promise_counts_records_in_plain_numbers() -> None:
+    assert "one record in 3.33," in str(promise(certified(rate=0.3)))
+    assert "one record in 12,346," in str(promise(certified(rate=1 / 12_346)))
