@@ -136,6 +136,9 @@ class PrivateClient:
         private.scale_grad()
         sent = cast(dict[str, Tensor], self.guard.release())
         private.zero_grad(set_to_none=True)
+        for p in self._params:
+            # Ghost clipping leaves it out of zero_grad, and a convolution would add to it.
+            p.grad_sample = None  # type: ignore[attr-defined]
         return sent
 
     def _each_loss(self, predictions: Tensor, labels: Tensor) -> Tensor:

@@ -14,6 +14,9 @@ import math
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
+# Beyond it, epsilon is some 10**11 and double precision no longer holds what is subtracted.
+_MOST_MU = 1e6
+
 
 def gaussian_delta(mu: float, epsilon: float) -> float:
     """The smallest delta for which a mu-GDP mechanism is (epsilon, delta)-DP.
@@ -39,6 +42,8 @@ def gaussian_delta(mu: float, epsilon: float) -> float:
 def gaussian_dp_epsilon(mu: float, delta: float) -> float:
     """The smallest epsilon of at least 0 for which a mu-GDP mechanism is (epsilon, delta)-DP.
 
+    Infinite for a mu above a million, which is an upper value as well.
+
     >>> round(gaussian_dp_epsilon(1.0, 1e-5), 6), gaussian_dp_epsilon(0.0, 1e-5)
     (4.377178, 0.0)
     """
@@ -46,7 +51,7 @@ def gaussian_dp_epsilon(mu: float, delta: float) -> float:
         raise ValueError(f"delta must be between 0 and 1, got {delta!r}")
     if not mu >= 0:
         raise ValueError(f"mu must be at least 0, got {mu!r}")
-    if math.isinf(mu):
+    if mu > _MOST_MU:
         return math.inf
     if gaussian_delta(mu, 0.0) <= delta:
         return 0.0

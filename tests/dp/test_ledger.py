@@ -46,6 +46,11 @@ def test_epsilon_is_the_inverse_of_delta(mu: float, delta: float) -> None:
         assert gaussian_delta(mu, 0.0) <= delta
 
 
+@pytest.mark.parametrize("mu", [1e7, 1e160, math.inf])
+def test_next_to_no_noise_is_infinite_epsilon(mu: float) -> None:
+    assert gaussian_dp_epsilon(mu, 1e-5) == math.inf
+
+
 @pytest.mark.parametrize(("z", "q", "count", "epsilon"), SUBSAMPLED)
 def test_the_ledger_is_never_below_the_pessimistic_composition_and_little_above(
     z: float, q: float, count: int, epsilon: float

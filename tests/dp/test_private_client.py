@@ -134,3 +134,15 @@ def test_what_sums_are_divided_by_must_be_known() -> None:
         client.release(grads)
     with pytest.raises(ValueError, match="at least 1"):
         PrivateClient(network(), DPSGD(1.0, 1.0), chain(), batch_size=0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_convolution_is_summed_alike_before_and_after_a_release(mode: str) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+    inputs, labels = torch.arange(48.0).view(3, 1, 4, 4) / 48, torch.tensor([0, 1, 1])
+    client = PrivateClient(model, DPSGD(1.0, 0.5, mode=mode), chain(), seed=0)
+    before = _sum(client, inputs, labels)
+    client(inputs, labels)
+    assert torch.equal(_sum(client, inputs, labels), before)
