@@ -13,6 +13,8 @@ from typing import Any
 from benchmarks.mnist import mnist_path
 from benchmarks.table import print_table
 from gradguard.evaluation import Report, Row, Study, evaluate
+from gradguard.evaluation.certificate_law import broken_certificates
+from gradguard.evaluation.sentences import by_defense
 
 SEEDS = 3
 NOISE = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
@@ -63,18 +65,9 @@ def main() -> bool:
     for size in SIZES:
         for alone in (True, False):
             print(blind_from(report, size, alone=alone))
-    broken = [w for w in report.provenance["warnings"] if "certif" in w]
     for warning in report.provenance["warnings"]:
         print(f"warning: {warning}")
-    return not broken
-
-
-def by_defense(report: Report) -> dict[str, list[Row]]:
-    """Rows by defence, in the order of the study."""
-    grouped: dict[str, list[Row]] = {}
-    for row in report.rows:
-        grouped.setdefault(row.defense, []).append(row)
-    return grouped
+    return not broken_certificates(report.rows)
 
 
 def _line(rows: Sequence[Row]) -> list[str]:

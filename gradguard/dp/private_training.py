@@ -251,8 +251,6 @@ def make_private(
     ...     noise_multiplier=1.0,
     ...     max_grad_norm=1.0,
     ... )
-    >>> import warnings
-    >>> warnings.filterwarnings("ignore", message="Full backward hook")  # torch, of Opacus' hooks
     >>> for inputs, labels in training.loader:
     ...     training.optimizer.zero_grad()
     ...     training.criterion(training.model(inputs), labels).backward()
