@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from gradguard import DPSGD, Defense
 from gradguard.evaluation import AttackScore, Report, Row
 from gradguard.evaluation.certify import certify
+from gradguard.evaluation.cli import main
 
 STUDY: dict[str, Any] = {
     "seed": 0,
@@ -104,3 +106,14 @@ def report(*rows: Row, **changes: Any) -> Report:
     }
     study = {"training": {"seeds": 2}, "defense": []}
     return Report(**({"study": study, "rows": rows, "provenance": provenance} | changes))
+
+
+def run(*arguments: str | Path) -> int:
+    """The exit code of the command, run in this process and no other."""
+    if arguments[0] == "evaluate" and "--jobs" not in arguments:
+        arguments = (*arguments, "--jobs", "1")
+    with pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in arguments])
+    code = caught.value.code
+    assert isinstance(code, int)
+    return code

@@ -13,9 +13,8 @@ import tomli_w
 
 from gradguard.evaluation.audit_command import Audited, closing, to_json, weak
 from gradguard.evaluation.audit_engine import AuditResult
-from gradguard.evaluation.cli import main
 from tests.evaluation.broken_pipelines import Correct, NoNoiseOnScalars
-from tests.evaluation.examples import study_with, write_npz
+from tests.evaluation.examples import run, study_with, write_npz
 from tests.evaluation.test_audit_engine import audit, small
 
 DP = {"noise_multiplier": 1.0, "max_grad_norm": 1.0}
@@ -24,14 +23,6 @@ DEFENSES = [
     {"name": "DP z=1", "transform": [], "dp": DP},
     {"name": "DP then sign", "transform": [{"Sign": {}}], "dp": DP},
 ]
-
-
-def run(*arguments: str | Path) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main([str(argument) for argument in arguments])
-    code = caught.value.code
-    assert isinstance(code, int)
-    return code
 
 
 @pytest.fixture(autouse=True)

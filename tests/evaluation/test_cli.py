@@ -16,8 +16,7 @@ import tomli_w
 
 from gradguard import Defense
 from gradguard.evaluation import read_report
-from gradguard.evaluation.cli import main
-from tests.evaluation.examples import study_with, write_npz
+from tests.evaluation.examples import run, study_with, write_npz
 
 GRADGUARD = str(Path(sys.executable).parent / "gradguard")
 
@@ -26,17 +25,6 @@ def write_study(folder: Path, **sections: Any) -> Path:
     path = folder / "study.toml"
     path.write_text(tomli_w.dumps(study_with(**sections)))
     return path
-
-
-def run(*arguments: str | Path) -> int:
-    """The exit code of the command, run in this process and no other."""
-    if arguments[0] == "evaluate" and "--jobs" not in arguments:
-        arguments = (*arguments, "--jobs", "1")
-    with pytest.raises(SystemExit) as caught:
-        main([str(argument) for argument in arguments])
-    code = caught.value.code
-    assert isinstance(code, int)
-    return code
 
 
 @pytest.fixture(autouse=True)
