@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradguard.attacks.bank import Candidate, fit_bank
 from gradguard.attacks.baselines import BestConstant
-from gradguard.attacks.readings import Reader, Readings
+from gradguard.attacks.learning.bank import Candidate, fit_bank
+from gradguard.attacks.learning.readings import Reader, Readings
 from gradguard.attacks.rounding import round_to_batch
 from gradguard.attacks.simulation import Message, Pool, rehearse
 from gradguard.attacks.threat import Client, Knowledge, Observation, require
@@ -32,7 +32,7 @@ class LearnedRegression:
     """Regress label counts from defended messages, by the best of a bank of feature maps.
 
     Auxiliary batches are pushed through the client's own defence. One set of them fits every map
-    of :data:`~gradguard.attacks.bank.MAPS`, another that shares no image with it chooses the map.
+    of :data:`~gradguard.attacks.learning.bank.MAPS`, another that shares no image with it chooses.
     Half of the fitting batches come from ``knowledge.composition`` where it is known, the others
     from a broad mixture of compositions, so that a batch unlike the expected ones is still read.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -17,8 +18,8 @@ def batch_sizes(observations: Sequence[Observation]) -> Ints:
     """Examples behind each message, shape ``(observations,)``.
 
     Raises:
-        ValueError: There is no observation, they differ in classes, or a batch is empty.
-        NotApplicableError: A message is the sum of several local steps.
+        ValueError: There is no observation, they differ in classes, a batch is empty, or the
+            local steps or the learning rate are not positive.
     """
     if not observations:
         raise ValueError("expected at least one observation, got none")
@@ -28,9 +29,8 @@ def batch_sizes(observations: Sequence[Observation]) -> Ints:
     sizes = np.array([o.batch_size for o in observations], dtype=np.int64)
     if not (sizes >= 1).all():
         raise ValueError(f"batch_size must be at least 1, got {int(sizes.min())}")
-    if any(o.local_steps != 1 for o in observations):
-        # Read as a gradient, an update after ten steps scores below a blind guess.
-        raise NotApplicableError("this attack reads single-step gradients, not local_steps > 1")
+    if any(o.local_steps < 1 or not 0 < o.steps_and_rate < math.inf for o in observations):
+        raise ValueError("local_steps must be at least 1 and learning_rate positive and finite")
     return sizes
 
 
@@ -41,7 +41,7 @@ def row_sums(observations: Sequence[Observation], head: str | None = None) -> Fl
 
 
 def head_biases(observations: Sequence[Observation], head: str | None = None) -> Floats:
-    """The head's bias gradient, shape ``(observations, classes)``.
+    """The head's bias gradient in a local step, shape ``(observations, classes)``.
 
     Raises:
         NotApplicableError: The output layer has no bias.
@@ -51,17 +51,19 @@ def head_biases(observations: Sequence[Observation], head: str | None = None) ->
         found = find_head(o.update, o.num_classes, head)
         if found.bias is None:
             raise NotApplicableError(f"the output layer {found.layer!r} has no bias to read")
-        biases.append(o.update[found.bias].detach().double())
+        biases.append(o.update[found.bias].detach().double() / o.steps_and_rate)
     return finite(torch.stack(biases))
 
 
 def head_weights(observations: Sequence[Observation], head: str | None = None) -> Iterator[Tensor]:
-    """The head's weight gradients ``(classes, features)``, one at a time.
+    """The head's weight gradients ``(classes, features)`` in a local step, one at a time.
 
-    A generator, since stacked they may not fit into memory.
+    A generator, since stacked they may not fit into memory. Several local steps of plain SGD are
+    read as their mean gradient: the model's drift between them is left to attacks that rehearse.
     """
     for o in observations:
-        yield o.update[find_head(o.update, o.num_classes, head).weight].detach()
+        weight = o.update[find_head(o.update, o.num_classes, head).weight].detach()
+        yield weight if o.steps_and_rate == 1 else weight / o.steps_and_rate
 
 
 def finite(values: Tensor) -> Floats:

@@ -14,14 +14,14 @@ from dataclasses import KW_ONLY, dataclass, replace
 import numpy as np
 from torch import Tensor
 
-from gradguard.attacks.channel import drops_coordinates, learn_channel, read_message
 from gradguard.attacks.coordinates import Coordinates
-from gradguard.attacks.decoding import Decoder, LeastSquares, Posterior
-from gradguard.attacks.groundwork import Groundwork, groundwork, names_of, restricted
 from gradguard.attacks.messages import as_counts, batch_sizes
-from gradguard.attacks.posterior import draw_prior
 from gradguard.attacks.rounding import Floats, Ints
-from gradguard.attacks.simplex_regression import normal_equations
+from gradguard.attacks.templates.channel import drops_coordinates, learn_channel, read_message
+from gradguard.attacks.templates.decoding import Decoder, LeastSquares, Posterior
+from gradguard.attacks.templates.groundwork import Groundwork, groundwork, names_of, restricted
+from gradguard.attacks.templates.posterior import draw_prior
+from gradguard.attacks.templates.simplex_regression import normal_equations
 from gradguard.attacks.threat import Knowledge, Observation, require
 
 PARTS = ("bias", "head", "body", "all")

@@ -17,12 +17,15 @@ class Observation:
     """Exactly what the server is given for one release, and nothing else.
 
     Args:
-        update: The transmitted gradient (or model update), by parameter name, in model order.
-            A coordinate that was withheld or dropped is zero.
-        batch_size: Examples behind the update, per local step.
+        update: The transmitted gradient, or the change of the model, by parameter name, in model
+            order. A change is *before minus after*, so that it points where a gradient points. A
+            coordinate that was withheld or dropped is zero.
+        batch_size: Examples behind the update: those whose labels are counted. A client that
+            takes several local steps takes them on these examples.
         num_classes: Classes of the task.
         local_steps: Local optimizer steps behind the update; 1 for a gradient.
-        learning_rate: The client's learning rate, where the update is a model difference.
+        learning_rate: The client's learning rate, where the update is a change of the model;
+            ``None`` where it is a gradient, or a sum of ``local_steps`` gradients.
     """
 
     update: dict[str, Tensor]
@@ -30,6 +33,11 @@ class Observation:
     num_classes: int
     local_steps: int = 1
     learning_rate: float | None = None
+
+    @property
+    def steps_and_rate(self) -> float:
+        """What an update of plain SGD is divided by to give the mean gradient of a local step."""
+        return self.local_steps * (1.0 if self.learning_rate is None else self.learning_rate)
 
 
 @dataclass(frozen=True, eq=False)  # tensors and modules have no useful ==
@@ -46,6 +54,8 @@ class Knowledge:
         batch_size: What the server is told; learned attackers simulate batches of this size.
         composition: The generator of batch compositions if known (see
             :mod:`gradguard.attacks.composition`); ``None`` is a broad mixture.
+        local_steps: Local optimizer steps behind each update, as the server is told.
+        learning_rate: The client's learning rate, where updates are changes of the model.
         seed: Seed of the attacker's own draws. It decides nothing about the client.
     """
 
@@ -55,7 +65,17 @@ class Knowledge:
     num_classes: int | None = None
     batch_size: int | None = None
     composition: str | None = None
+    local_steps: int = 1
+    learning_rate: float | None = None
     seed: int = 0
+
+    def observe(self, message: dict[str, Tensor]) -> Observation:
+        """A message as the server sees it, with what it is told about all of them."""
+        assert self.num_classes is not None  # an attack that rehearses needs both
+        assert self.batch_size is not None
+        return Observation(
+            message, self.batch_size, self.num_classes, self.local_steps, self.learning_rate
+        )
 
 
 @runtime_checkable

@@ -21,10 +21,8 @@ from gradguard.attacks import (
     FittedAttack,
     Knowledge,
     NegativeColumns,
-    NotApplicableError,
     Observation,
     RandomGuess,
-    TemplateRegression,
 )
 from tests.attacks.models import CLASSES, batches, cnn, gradient, knowledge, overlap, skewed
 
@@ -196,15 +194,28 @@ def test_no_answer_where_the_head_is_not_found(attack: Attack) -> None:
         named.fit(knowledge(MODEL)).infer(messages())
 
 
-@pytest.mark.parametrize(
-    "attack",
-    [*PUBLISHED, *(a for a in ADAPTIVE if isinstance(a, TemplateRegression))],
-    ids=repr,
-)
-def test_sums_of_local_steps_are_not_read_as_gradients(attack: Attack) -> None:
-    seen = dataclasses.replace(messages()[0], local_steps=2)
-    with pytest.raises(NotApplicableError, match="single-step"):
-        attack.fit(knowledge(MODEL)).infer([seen])
+@pytest.mark.parametrize("attack", PUBLISHED, ids=repr)
+def test_local_steps_without_drift_are_read_as_the_gradient_they_repeat(attack: Attack) -> None:
+    fitted, seen = attack.fit(knowledge(MODEL)), messages()
+    # Powers of two, so that multiplying and dividing again loses no digit.
+    several = [
+        dataclasses.replace(
+            o,
+            update={n: t * (4 * 0.125) for n, t in o.update.items()},
+            local_steps=4,
+            learning_rate=0.125,
+        )
+        for o in seen
+    ]
+    assert torch.equal(fitted.infer(seen), fitted.infer(several))
+
+
+@pytest.mark.parametrize("attack", PUBLISHED, ids=repr)
+def test_steps_and_rates_that_are_not_positive_are_refused(attack: Attack) -> None:
+    fitted = attack.fit(knowledge(MODEL))
+    for wrong in ({"local_steps": 0}, {"learning_rate": 0.0}, {"learning_rate": float("nan")}):
+        with pytest.raises(ValueError, match="local_steps must be at least 1"):
+            fitted.infer([dataclasses.replace(messages()[0], **wrong)])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("attack", [LLG(), NegativeColumns()], ids=repr)

@@ -47,5 +47,5 @@ def test_the_two_symlinks_are_tracked_as_symlinks() -> None:
 def test_the_map_in_architecture_names_every_module() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     for package in ("gradguard", "attacks", "evaluation"):
-        for path in sorted((ROOT / package).glob("*.py")):
+        for path in sorted((ROOT / package).rglob("*.py")):
             assert path.stem.startswith("__") or re.search(rf"\b{path.stem}\b", text), path.name

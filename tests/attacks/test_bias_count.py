@@ -39,12 +39,6 @@ def test_head_without_bias_is_not_applicable() -> None:
         FittedBiasCount((0.25,) * 4).infer([Observation({"w": torch.ones(4, 2)}, 4, 4)])
 
 
-def test_sum_of_local_steps_is_not_applicable() -> None:
-    seen = Observation({"b.weight": torch.ones(4, 2), "b.bias": torch.ones(4)}, 4, 4, local_steps=2)
-    with pytest.raises(NotApplicableError, match="single-step"):
-        FittedBiasCount((0.25,) * 4).infer([seen])
-
-
 def test_other_number_of_classes_is_refused() -> None:
     seen = Observation({"b.weight": torch.ones(3, 2), "b.bias": torch.ones(3)}, 4, 3)
     with pytest.raises(ValueError, match="fitted for 4"):

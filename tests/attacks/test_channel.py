@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradguard.attacks.channel import (
+from gradguard.attacks.coordinates import Coordinates
+from gradguard.attacks.templates.channel import (
     Rehearsal,
     draw_batches,
     drops_coordinates,
@@ -15,7 +16,6 @@ from gradguard.attacks.channel import (
     read_message,
     rehearse_pairs,
 )
-from gradguard.attacks.coordinates import Coordinates
 from tests.attacks.models import CLASSES, cnn, gradient, knowledge
 
 RNG = np.random.default_rng(0)

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradguard.attacks.class_summary import signed_root, summarise
+from gradguard.attacks.learning.class_summary import signed_root, summarise
 
 
 def _head(

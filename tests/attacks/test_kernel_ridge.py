@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.kernel_ridge import KernelRidge as Reference
 
-from gradguard.attacks import kernel_ridge
-from gradguard.attacks.kernel_ridge import fit_kernel_ridge, screen
+from gradguard.attacks.learning import kernel_ridge
+from gradguard.attacks.learning.kernel_ridge import fit_kernel_ridge, screen
 
 
 def test_the_linear_kernel_agrees_with_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,8 @@ import itertools
 
 import numpy as np
 
-from gradguard.attacks.posterior import Prior, draw_prior, posterior_counts
-from gradguard.attacks.simplex_regression import normal_equations, solve_counts
+from gradguard.attacks.templates.posterior import Prior, draw_prior, posterior_counts
+from gradguard.attacks.templates.simplex_regression import normal_equations, solve_counts
 
 
 def test_prior_has_each_batch_once_with_its_share() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.optimize import minimize
 
-from gradguard.attacks.simplex_regression import normal_equations, solve_counts
+from gradguard.attacks.templates.simplex_regression import normal_equations, solve_counts
 
 
 def problem(

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from gradguard.attacks import LLG, Knowledge, NotApplicableError, Observation, TemplateRegression
-from gradguard.attacks import class_gradients as module
-from gradguard.attacks.class_gradients import Remembered, class_gradients
 from gradguard.attacks.coordinates import Coordinates
-from gradguard.attacks.groundwork import names_of
+from gradguard.attacks.templates import class_gradients as module
+from gradguard.attacks.templates.class_gradients import Remembered, class_gradients
+from gradguard.attacks.templates.groundwork import names_of
 from tests.attacks.models import (
     CLASSES,
     FlatModel,

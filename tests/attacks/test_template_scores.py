@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradguard.attacks.readings import Readings
-from gradguard.attacks.template_scores import CHANNELS, fit_template_scores
+from gradguard.attacks.learning.readings import Readings
+from gradguard.attacks.learning.template_scores import CHANNELS, fit_template_scores
 
 
 def _readings(body: np.ndarray, classes: int = 4) -> Readings:

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradguard.attacks.class_summary import summarise
 from gradguard.attacks.coordinates import (
     Coordinates,
     choose_coordinates,
@@ -18,6 +17,7 @@ from gradguard.attacks.coordinates import (
     unit_of,
 )
 from gradguard.attacks.head import Head, find_head
+from gradguard.attacks.learning.class_summary import summarise
 
 BLOCK_BYTES = 32 * 2**20  # head gradients summarised at a time
 

@@ -13,11 +13,11 @@ from functools import partial
 
 import numpy as np
 
-from gradguard.attacks.class_summary import signed_root
-from gradguard.attacks.kernel_ridge import Kernel, KernelRidge, fit_kernel_ridge
-from gradguard.attacks.readings import Readings
-from gradguard.attacks.shared_network import fit_shared_network
-from gradguard.attacks.template_scores import fit_template_scores
+from gradguard.attacks.learning.class_summary import signed_root
+from gradguard.attacks.learning.kernel_ridge import Kernel, KernelRidge, fit_kernel_ridge
+from gradguard.attacks.learning.readings import Readings
+from gradguard.attacks.learning.shared_network import fit_shared_network
+from gradguard.attacks.learning.template_scores import fit_template_scores
 
 Map = Callable[[Readings], np.ndarray]
 

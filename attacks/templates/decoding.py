@@ -7,9 +7,9 @@ from typing import Protocol
 
 import numpy as np
 
-from gradguard.attacks.posterior import Prior, posterior_counts
 from gradguard.attacks.rounding import Floats, Ints, round_to_batch
-from gradguard.attacks.simplex_regression import solve_counts
+from gradguard.attacks.templates.posterior import Prior, posterior_counts
+from gradguard.attacks.templates.simplex_regression import solve_counts
 
 
 class Decoder(Protocol):

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradguard.attacks.class_gradients import raw_gradient
 from gradguard.attacks.composition import draw_counts
 from gradguard.attacks.coordinates import Coordinates, unit_of
 from gradguard.attacks.forward import attacker_copy
 from gradguard.attacks.rounding import Floats, Ints
 from gradguard.attacks.simulation import Pool
+from gradguard.attacks.templates.class_gradients import raw_gradient
 from gradguard.attacks.threat import Knowledge
 
 # A coordinate's noise is pulled towards its tensor's as if by this many further batches.

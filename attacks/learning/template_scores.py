@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradguard.attacks.class_summary import signed_root
-from gradguard.attacks.readings import Readings
+from gradguard.attacks.learning.class_summary import signed_root
+from gradguard.attacks.learning.readings import Readings
 
 FOLDS = 4
 

@@ -1,0 +1,1 @@
+"""What template regression is made of: class gradients, a learned channel, a decoder."""
