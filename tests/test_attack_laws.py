@@ -215,7 +215,7 @@ def test_steps_and_rates_that_are_not_positive_are_refused(attack: Attack) -> No
     fitted = attack.fit(knowledge(MODEL))
     for wrong in ({"local_steps": 0}, {"learning_rate": 0.0}, {"learning_rate": float("nan")}):
         with pytest.raises(ValueError, match="local_steps must be at least 1"):
-            fitted.infer([dataclasses.replace(messages()[0], **wrong)])  # type: ignore[arg-type]
+            fitted.infer([dataclasses.replace(messages()[0], **wrong)])
 
 
 @pytest.mark.parametrize("attack", [LLG(), NegativeColumns()], ids=repr)

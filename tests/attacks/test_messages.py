@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from gradguard.attacks.head import HeadNotFoundError, find_head, head_module
 from gradguard.attacks.messages import as_counts, batch_sizes, head_biases, row_sums
-from gradguard.attacks.threat import NotApplicableError, Observation
+from gradguard.attacks.threat import Observation
 from tests.attacks.models import CLASSES, batches, cnn, skewed
 
 
@@ -60,10 +62,17 @@ def test_unusable_observations_are_refused() -> None:
         batch_sizes([observation(), observation(classes=5)])
     with pytest.raises(ValueError, match="at least 1"):
         batch_sizes([observation(size=0)])
-    with pytest.raises(NotApplicableError, match="single-step"):
-        batch_sizes([observation(steps=3)])
+    with pytest.raises(ValueError, match="local_steps must be at least 1"):
+        batch_sizes([observation(steps=0)])
     with pytest.raises(ValueError, match="finite"):
         row_sums([Observation({"w": torch.full((3, 2), torch.nan)}, 4, 3)])
+
+
+def test_several_local_steps_are_read_as_their_mean_gradient() -> None:
+    [(_, _, one)] = batches(cnn(), skewed(1))
+    several = replace(one, local_steps=5, learning_rate=0.1)
+    np.testing.assert_allclose(row_sums([several]), row_sums([one]) / 0.5)
+    np.testing.assert_allclose(head_biases([several]), head_biases([one]) / 0.5)
 
 
 def test_answers_own_their_memory() -> None:
