@@ -170,22 +170,26 @@ def _try_defenses(bench: Bench) -> None:
     # The smallest batch: layers such as BatchNorm cannot train on a single image.
     size = min(*study.attack.batch_sizes, study.training.batch_size)
     inputs, labels = bench.data.images[:size], bench.data.labels[:size]
-    _try_training(model, inputs.clone(), labels.clone())
+    _try_training(model, inputs.clone(), labels.clone(), study.training.criterion)
     for defense in study.defenses:
         try:
-            _try_defense(defense, model, inputs, labels)
+            _try_defense(defense, model, inputs, labels, study.training.criterion)
         except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
             raise UnusableInputError(f"defence {defense.name!r}: {one_line(error)}") from error
 
 
-def _try_defense(defense: Defense, model: nn.Module, inputs: Tensor, labels: Tensor) -> None:
+def _try_defense(
+    defense: Defense, model: nn.Module, inputs: Tensor, labels: Tensor, loss: nn.Module
+) -> None:
     if defense.dp is not None:
         # Opacus' hooks on a copy: the loop of a deployed client, as far as its first step. Before
         # the client, for it says what is wrong where Opacus has bare assertions.
         images = loader(inputs, labels, batch_size=len(labels), seed=0)
         copied = copy.deepcopy(model)
-        defense.attach(copied, torch.optim.SGD(copied.parameters(), lr=0.0), images)
-    sent = MemoisedClient(defense.client(model, seed=0), GradientMemo(0))(inputs, labels)
+        optimizer = torch.optim.SGD(copied.parameters(), lr=0.0)
+        defense.attach(copied, optimizer, images, criterion=loss)
+    client = defense.client(model, loss=loss, seed=0)
+    sent = MemoisedClient(client, GradientMemo(0))(inputs, labels)
     if not all(bool(torch.isfinite(part).all()) for part in sent.values()):
         raise ValueError(
             "its first message holds NaN or infinity: the noise or a clipping norm is larger than "
@@ -193,9 +197,9 @@ def _try_defense(defense: Defense, model: nn.Module, inputs: Tensor, labels: Ten
         )
 
 
-def _try_training(model: nn.Module, inputs: Tensor, labels: Tensor) -> None:
+def _try_training(model: nn.Module, inputs: Tensor, labels: Tensor, loss: nn.Module) -> None:
     try:
-        Defense("none", transform=[]).client(model, seed=0).gradients(inputs, labels)
+        Defense("none", transform=[]).client(model, loss=loss, seed=0).gradients(inputs, labels)
     except Exception as error:  # the user's forward pass may raise anything
         raise UnusableInputError(
             f"model: failed to train on a batch of {len(labels)}: {one_line(error)}"

@@ -76,7 +76,8 @@ def _fit(
     model = bench.model(cell.stage, repeat)
     stream = (defense.name, cell.stage, cell.composition, cell.batch_size, repeat)
     noise = bench.seed("attacker's noise", *stream)
-    client = defense.client(model, seed=noise, batch_size=cell.batch_size)
+    loss = bench.study.training.criterion
+    client = defense.client(model, loss=loss, seed=noise, batch_size=cell.batch_size)
     knowledge = Knowledge(
         model=model,
         auxiliary=bench.part(bench.parts.auxiliary),
@@ -127,7 +128,8 @@ def _messages(
     model = bench.model(cell.stage, repeat)
     stream = (which, defense.name, cell.stage, cell.composition, cell.batch_size, repeat)
     noise = bench.seed("victims' noise", *stream)
-    client = defense.client(model, seed=noise, batch_size=cell.batch_size)
+    loss = bench.study.training.criterion
+    client = defense.client(model, loss=loss, seed=noise, batch_size=cell.batch_size)
     victim = MemoisedClient(client, bench.memo(cell, repeat))
     size = sum(4 * p.numel() for p in model.parameters())
     chunk = max(1, CHUNK_BYTES // size)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
+from torch import nn
+
 from gradguard.attacks.composition import parse_dirichlet
 from gradguard.evaluation.errors import UnusableInputError, one_line, unknown
 from gradguard.evaluation.models import MODELS
@@ -71,6 +73,8 @@ class TrainingSpec:
         steps: Optimizer steps per training run.
         seeds: Independent repeats behind every accuracy and every interval; one repeat has no
             accuracy interval.
+        label_smoothing: Share of every label that is spread evenly over all classes, in [0, 1).
+            Clients that are attacked and all training use it.
     """
 
     steps: int = 300
@@ -78,6 +82,7 @@ class TrainingSpec:
     learning_rate: float = 0.05
     momentum: float = 0.9
     seeds: int = 3
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         _whole("training.steps", self.steps, 1)
@@ -86,6 +91,13 @@ class TrainingSpec:
         _number("training.learning_rate", self.learning_rate, above=0)
         if isinstance(self.momentum, bool) or self.momentum != 0:  # zero is plain SGD
             _number("training.momentum", self.momentum, above=0, below=1)
+        if isinstance(self.label_smoothing, bool) or self.label_smoothing != 0:
+            _number("training.label_smoothing", self.label_smoothing, above=0, below=1)
+
+    @property
+    def criterion(self) -> nn.CrossEntropyLoss:
+        """The clients' loss, as the mean over a batch."""
+        return nn.CrossEntropyLoss(label_smoothing=self.label_smoothing)
 
 
 @dataclass(frozen=True, kw_only=True)

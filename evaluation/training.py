@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
@@ -98,10 +97,10 @@ def train(
     )
     batches: Any = loader(*data, batch_size=spec.batch_size, seed=seed)
     model.train()
-    criterion: Criterion = functional.cross_entropy
+    criterion: Criterion = spec.criterion
     trained: nn.Module = model
     if defense is not None:
-        attached = defense.attach(model, optimizer, batches)
+        attached = defense.attach(model, optimizer, batches, criterion=spec.criterion)
         # A deployed guard takes its noise from the operating system; a study can be run again.
         attached.reset(seed)
         trained, optimizer, batches = attached
@@ -169,9 +168,9 @@ def step_overhead(
         model = build()
         optimizer: Optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
         batches: Any = loader(*data, batch_size=spec.batch_size, seed=0)
-        criterion: Criterion = functional.cross_entropy
+        criterion: Criterion = spec.criterion
         if side is not None:
-            attached = side.attach(model, optimizer, batches)
+            attached = side.attach(model, optimizer, batches, criterion=spec.criterion)
             model, optimizer, batches = attached
             criterion = getattr(attached, "criterion", criterion)
         sides.append((model, optimizer, criterion, _endless(batches)))

@@ -95,12 +95,15 @@ class Defense:
         loader: Any = None,
         *,
         ledger: PrivacyLedger | None = None,
+        criterion: nn.Module | None = None,
     ) -> Attached | PrivateTraining:
         """Put the defence into a training loop, in front of ``optimizer``.
 
         Args:
             loader: Needed by ``dp``, which replaces its sampling.
             ledger: With ``dp``, that of this data set if it has been trained on before.
+            criterion: With ``dp``, the loss where it is not plain cross-entropy: ghost clipping
+                has to run it example by example. Without ``dp`` it is not looked at.
 
         Returns:
             ``model, optimizer, loader`` to train with; with ``dp`` as a
@@ -131,6 +134,7 @@ class Defense:
             mode=self.dp.mode,
             accountant=self.dp.accountant if ledger is None else None,
             ledger=ledger,
+            criterion=criterion,
         )
 
     def client(
