@@ -50,9 +50,28 @@ def select_attacks(spec: AttackSpec) -> dict[str, Attack]:
     return {name: _sized(attack, spec.simulated) for name, attack in chosen.items()}
 
 
+def shaped(attacks: dict[str, Attack], input_shape: tuple[int, ...]) -> dict[str, Attack]:
+    """The attacks, told the shape of an input where they would else take it from auxiliary data.
+
+    The shape is public with the model: an attacker without data can feed it dummies.
+    """
+    return {
+        name: _with(attack, "input_shape", input_shape)
+        if getattr(attack, "input_shape", input_shape) is None
+        else attack
+        for name, attack in attacks.items()
+    }
+
+
 def _sized(attack: Attack, simulated: int | None) -> Attack:
     """The attack with the study's number of simulated batches, where it simulates any."""
-    if simulated is None or not is_dataclass(attack) or not hasattr(attack, "simulated"):
+    if simulated is None or not hasattr(attack, "simulated"):
         return attack
-    sized: Attack = replace(attack, simulated=simulated)
-    return sized
+    return _with(attack, "simulated", simulated)
+
+
+def _with(attack: Attack, setting: str, value: object) -> Attack:
+    if not is_dataclass(attack):
+        return attack
+    changed: Attack = replace(attack, **{setting: value})
+    return changed

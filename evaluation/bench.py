@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gradguard import Defense
 from gradguard.attacks.threat import Attack
-from gradguard.evaluation.attackers import select_attacks
+from gradguard.evaluation.attackers import select_attacks, shaped
 from gradguard.evaluation.batches import Batch, draw_batches
 from gradguard.evaluation.data import Data, load_digits, load_npz
 from gradguard.evaluation.errors import UnusableInputError, one_line
@@ -152,7 +152,7 @@ def prepare(study: Study, *, data: Data | None = None, factory: Factory | None =
     if factory is None:
         default = "cnn-relu" if model.factory is None else None
         factory = find_factory(model.name or default, model.factory)
-    bench = Bench(study, loaded, parts, factory, attacks)
+    bench = Bench(study, loaded, parts, factory, shaped(attacks, loaded.input_shape))
     _try_defenses(bench)
     return bench
 

@@ -143,6 +143,7 @@ def _run(bench: Bench, rows: list[Row], progress: Progress, jobs: int) -> None:
     fits = len(conditions) * study.attacked_seeds * len(bench.attacks)
     # A piece is one training run, or one attack fitted to one model under one defence.
     pieces = len(defenses) * (repeats + fits)
+    needs = {name: attack.needs for name, attack in bench.attacks.items()}
     undefended = repeats if "trained" in study.attack.stages else 0
     progress.begin(pieces + undefended)
     with working(bench, conditions, progress, jobs=jobs) as work:
@@ -156,4 +157,8 @@ def _run(bench: Bench, rows: list[Row], progress: Progress, jobs: int) -> None:
                 cost, scores = work.cost(defense), work.scores(cell, defense)
                 seed = bench.seed("intervals", cell.stage, cell.composition, cell.batch_size)
                 promised = guarantees(bench, cell, defense)
-                rows.append(make_row(defense, cell, scores, cost, seed=seed, guaranteed=promised))
+                rows.append(
+                    make_row(
+                        defense, cell, scores, cost, needs=needs, seed=seed, guaranteed=promised
+                    )
+                )

@@ -24,6 +24,23 @@ class AttackScore:
     advantage: float
 
 
+@dataclass(frozen=True)
+class KnowledgeScore:
+    """The best attack of those that an attacker with some knowledge can run, and its score.
+
+    Args:
+        attack: Chosen on calibration batches among the attacks that need no more.
+        asr: Its success rate on the scored batches.
+        ci: The 95 % interval of that.
+        advantage: Over a blind guess.
+    """
+
+    attack: str
+    asr: float
+    ci: Interval
+    advantage: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One defence under one composition, stage and batch size.
@@ -43,6 +60,9 @@ class Row:
         blind_asr: Success rate of the best guess without looking, on the same scored batches.
         advantage: ``(worst_asr - blind_asr) / (1 - blind_asr)``.
         epsilon: Of a training run with the defence, at ``delta``, for one record added or
+        knowledge: The worst case by what the attacker knows, by the names of
+            :data:`gradguard.evaluation.knowledge.LEVELS`; the last is the worst attack. Empty in
+            reports that were written before it was measured.
             removed; an upper value, and infinite where there is none. ``None`` without
             differential privacy, as are the next two.
         delta: See ``epsilon``.
@@ -71,6 +91,7 @@ class Row:
     advantage_ci: Interval
     epsilon: float | None = None
     delta: float | None = None
+    knowledge: dict[str, KnowledgeScore] = field(default_factory=dict)
     certificate: dict[str, Any] | None = None
 
     @classmethod
@@ -85,6 +106,10 @@ class Row:
         }
         if values.get("epsilon") == "inf":
             values["epsilon"] = math.inf
+        values["knowledge"] = {
+            level: KnowledgeScore(**(found | {"ci": tuple(found["ci"])}))
+            for level, found in values.get("knowledge", {}).items()
+        }
         # A later gradguard may write more into a row; what is known here is still readable.
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 

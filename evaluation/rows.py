@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -13,9 +14,10 @@ from gradguard.evaluation.attackers import BLIND
 from gradguard.evaluation.bench import Bench, Cell
 from gradguard.evaluation.cell import CellScores
 from gradguard.evaluation.certify import certify, run_epsilon
+from gradguard.evaluation.knowledge import attacks_by_level
 from gradguard.evaluation.metrics import Resampler, advantage, t_interval
 from gradguard.evaluation.progress import Progress
-from gradguard.evaluation.report import AttackScore, Row
+from gradguard.evaluation.report import AttackScore, KnowledgeScore, Row
 from gradguard.evaluation.training import step_overhead, train
 
 
@@ -53,6 +55,33 @@ def worst_attack(calibration: dict[str, np.ndarray]) -> str:
     The blind baselines are candidates, so that the worst case is not chosen below them.
     """
     return max(calibration, key=lambda name: float(calibration[name].mean()))
+
+
+def worst_by_knowledge(
+    calibration: dict[str, np.ndarray],
+    attacks: Mapping[str, AttackScore],
+    needs: Mapping[str, Collection[str]],
+) -> dict[str, KnowledgeScore]:
+    """The worst case of every level of knowledge.
+
+    Guarantees:
+
+    - chosen on calibration batches alone, among the attacks that the level can run;
+    - the highest level's is :func:`worst_attack`.
+
+    Not guaranteed: that the score does not fall from one level to the next. What is best on
+    calibration batches may be a little less good on others.
+
+    Args:
+        attacks: Their scores on the scored batches.
+        needs: What each attack needs to know; attacks without calibration are left out.
+    """
+    found = {}
+    for level, names in attacks_by_level({name: needs[name] for name in calibration}).items():
+        name = worst_attack({name: calibration[name] for name in names})
+        score = attacks[name]
+        found[level] = KnowledgeScore(name, score.asr, score.ci, score.advantage)
+    return found
 
 
 def guarantees(bench: Bench, cell: Cell, defense: Defense) -> dict[str, Any]:
@@ -101,12 +130,14 @@ def make_row(
 ) -> Row:
     """One row of the report.
 
+    needs: Mapping[str, Collection[str]],
     Args:
         guaranteed: What :func:`guarantees` gives.
 
     Guarantees:
 
     - the scored batches have no part in choosing the worst attack.
+        needs: What each attack needs to know, by its name.
     """
     blind = scores.scored[BLIND]
     repeats, batches = blind.shape
@@ -141,3 +172,4 @@ def make_row(
         advantage_ci=resampler.advantage_ci(scores.scored[worst], blind),
         **guaranteed,
     )
+        knowledge=worst_by_knowledge(scores.calibration, attacks, needs),
