@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -36,6 +36,12 @@ class Cell:
     stage: str
     composition: str
     batch_size: int
+    rounds: int = 1
+
+    @property
+    def batches(self) -> Cell:
+        """The same model and batches; all numbers of rounds share them."""
+        return replace(self, rounds=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +103,7 @@ class Bench:
 
     def memo(self, cell: Cell, repeat: int) -> GradientMemo:
         """Raw gradients of the cell's model; those of earlier cells are let go."""
+        cell = cell.batches
         for known in [key for key in self._memos if key[0] != cell]:
             del self._memos[known]
         room = MEMO_BYTES // self.study.attacked_seeds

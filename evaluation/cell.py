@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
 from gradguard import Defense, NonFiniteGradientError
 from gradguard.attacks.threat import FittedAttack, Knowledge, NotApplicableError, Observation
 from gradguard.evaluation.batches import Batch
 from gradguard.evaluation.bench import Bench, Cell
 from gradguard.evaluation.errors import UnusableInputError, one_line
+from gradguard.evaluation.exchange import Exchange
 from gradguard.evaluation.memo import MemoisedClient
 from gradguard.evaluation.metrics import success
 from gradguard.evaluation.progress import Progress
@@ -74,14 +76,10 @@ def _fit(
     progress: Progress,
 ) -> dict[str, FittedAttack]:
     model = bench.model(cell.stage, repeat)
-    stream = (defense.name, cell.stage, cell.composition, cell.batch_size, repeat)
-    noise = bench.seed("attacker's noise", *stream)
-    loss = bench.study.training.criterion
-    client = defense.client(model, loss=loss, seed=noise, batch_size=cell.batch_size)
     knowledge = Knowledge(
         model=model,
         auxiliary=bench.part(bench.parts.auxiliary),
-        client=MemoisedClient(client, bench.memo(cell, repeat)),
+        client=_exchange(bench, cell, defense, repeat, model, "attacker's noise"),
         num_classes=bench.data.num_classes,
         batch_size=cell.batch_size,
         composition=cell.composition,
@@ -126,11 +124,7 @@ def _messages(
 ) -> Iterator[list[Observation]]:
     """What the server sees of ``batches``, a bounded number of messages at a time."""
     model = bench.model(cell.stage, repeat)
-    stream = (which, defense.name, cell.stage, cell.composition, cell.batch_size, repeat)
-    noise = bench.seed("victims' noise", *stream)
-    loss = bench.study.training.criterion
-    client = defense.client(model, loss=loss, seed=noise, batch_size=cell.batch_size)
-    victim = MemoisedClient(client, bench.memo(cell, repeat))
+    victim = _exchange(bench, cell, defense, repeat, model, "victims' noise", which)
     size = sum(4 * p.numel() for p in model.parameters())
     chunk = max(1, CHUNK_BYTES // size)
     for start in range(0, len(batches), chunk):
@@ -138,6 +132,27 @@ def _messages(
             Observation(victim(batch.inputs, batch.labels), cell.batch_size, bench.data.num_classes)
             for batch in batches[start : start + chunk]
         ]
+
+
+def _exchange(
+    bench: Bench, cell: Cell, defense: Defense, repeat: int, model: nn.Module, *stream: str
+) -> Exchange:
+    """What the server sees of one client, with the randomness of ``stream``."""
+    study = bench.study
+    names = (*stream, defense.name, cell.stage, cell.composition, cell.batch_size, repeat)
+    client = defense.client(
+        model,
+        loss=study.training.criterion,
+        # Not the rounds: then more rounds begin with the messages of fewer.
+        seed=bench.seed(*names),
+        batch_size=cell.batch_size,
+    )
+    return Exchange(
+        MemoisedClient(client, bench.memo(cell, repeat)),
+        rounds=cell.rounds,
+        participation=study.attack.participation,
+        seed=bench.seed("participation", *names),
+    )
 
 
 def _counts(name: str, attack: FittedAttack, observations: list[Observation]) -> np.ndarray:

@@ -17,7 +17,7 @@ def broken_certificates(rows: Sequence[Row]) -> list[str]:
     """One sentence for each attack whose whole interval lies above the row's certificate."""
     return [
         f"{name} reads {100 * score.asr:.1f} % of the labels behind {row.defense!r} "
-        f"({row.stage}, {row.composition}, B = {row.batch_size}), at least "
+        f"({row.stage}, {row.composition}, B = {row.batch_size}{rounds_of(row)}), at least "
         f"{100 * score.ci[0]:.1f} % by its interval, but at most "
         f"{100 * row.certificate['multiset']['value']:.1f} % are certified: the certificate is "
         "broken, as happens where noise or clipping do not work as they are set, and neither it "
@@ -27,6 +27,11 @@ def broken_certificates(rows: Sequence[Row]) -> list[str]:
         for name, score in row.attacks.items()
         if score.ci[0] > row.certificate["multiset"]["value"]
     ]
+
+
+def rounds_of(row: Row) -> str:
+    """The number of rounds to follow other conditions; empty for one."""
+    return "" if row.rounds == 1 else f", {row.rounds} rounds"
 
 
 def weak_deltas(rows: Sequence[Row], records: int) -> list[str]:
@@ -86,13 +91,14 @@ def promise_alone(row: Row) -> str | None:
 
 def _one_message(row: Row, found: dict[str, Any]) -> str:
     multiset = found["multiset"]
+    seen = "one message" if row.rounds == 1 else f"the {row.rounds} messages of as many rounds"
     knows = (
         "knows all other records in them, but of this one only how frequent the classes are,"
         if found["formula"] == "R1"
         else "knows how such batches are made, but no label in them,"
     )
     return (
-        f"Whoever sees one message from {row.composition} batches of {row.batch_size}, and {knows} "
+        f"Whoever sees {seen} from {row.composition} batches of {row.batch_size}, and {knows} "
         f"names the label of a given record with a probability of at most "
         f"{percent_up(found['value'])}, where a guess without the message is right with "
         f"{percent_up(found['kappa'])}. Of all labels in the batch at most "

@@ -56,6 +56,7 @@ def certify(
     training_releases: int,
     sample_rate: float,
     run_prior: npt.ArrayLike | None = None,
+    releases: int = 1,
 ) -> dict[str, Any]:
     """What ``dp`` guarantees for the labels behind one message, and for a whole training run.
 
@@ -67,8 +68,10 @@ def certify(
     Guarantees:
 
     - plain data without NaN or infinity, ready for JSON;
-    - ``value`` and ``multiset["value"]`` are for one release without amplification, since attacks
-      are scored on records that *are* in the batch;
+    - ``value`` and ``multiset["value"]`` are without amplification, since attacks are scored on
+      records that *are* in the batch;
+    - they are for ``releases`` of one and the same batch, each with noise of its own, whose mean
+      is exactly one release with the noise multiplier divided by their square root;
     - with dependent labels no bound is used that needs independent ones.
 
     Args:
@@ -80,6 +83,7 @@ def certify(
         sample_rate: The probability with which a record takes part in one of them.
         run_prior: Class probabilities of the records that are trained on; ``label_prior`` if not
             given.
+        releases: How many messages of the batch the server sees, all of them with every record.
 
     >>> dp = DPSGD(noise_multiplier=4.0, max_grad_norm=1.0)
     >>> facts = dict(label_prior=[0.1] * 10, training_releases=100, sample_rate=0.1)
@@ -92,6 +96,7 @@ def certify(
     check_whole("batch_size", batch_size)
     check_whole("training_releases", training_releases)
     check_rate(sample_rate)
+    check_whole("releases", releases)
     prior = label_probabilities(label_prior)
     trained_on = prior if run_prior is None else label_probabilities(run_prior)
     independent = composition == "iid"
@@ -100,23 +105,27 @@ def certify(
     z = dp.noise_multiplier
     norm = dp.max_grad_norm
     return {
-        "value": per_record_bound(kappa, z) if independent else group_bound(kappa, batch_size, z),
+        "value": (
+            per_record_bound(kappa, z, releases)
+            if independent
+            else group_bound(kappa, batch_size, z, releases)
+        ),
         "formula": "R1" if independent else "R1, group of B",
         "kappa": kappa,
         "kappa_source": _kappa_source(independent),
-        "mode": "release",
+        "mode": "release" if releases == 1 else "releases of one batch",
         "unit": "one record",
         "adjacency": "add-remove",
         "delta": dp.delta,
         "accountant": dp.accountant,
         "noise_multiplier": z,
         "max_grad_norm": list(norm) if isinstance(norm, tuple) else norm,
-        "releases": 1,
+        "releases": releases,
         "sample_rate": 1.0,
-        "multiset": _multiset(blind, prior, batch_size, z, independent),
+        "multiset": _multiset(blind, prior, batch_size, z, independent, releases),
         "run": _run(float(trained_on.max()), z, training_releases, sample_rate),
-        "epsilon_add_remove": gaussian_epsilon(z, dp.delta, adjacency="add-remove"),
-        "epsilon_replace_one": gaussian_epsilon(z, dp.delta, adjacency="replace-one"),
+        "epsilon_add_remove": gaussian_epsilon(z, dp.delta, releases, adjacency="add-remove"),
+        "epsilon_replace_one": gaussian_epsilon(z, dp.delta, releases, adjacency="replace-one"),
         "outside": list(OUTSIDE),
     }
 
@@ -127,12 +136,14 @@ def _kappa_source(independent: bool) -> str:
     return "one over the number of classes: the composition treats all classes alike"
 
 
-def _multiset(blind: float, prior: Prior, size: int, z: float, independent: bool) -> dict[str, Any]:
+def _multiset(
+    blind: float, prior: Prior, size: int, z: float, independent: bool, releases: int
+) -> dict[str, Any]:
     # The group bound holds for every score in [0, 1]: its mean under any one law is that of its
     # tail probabilities, each of which moves by no more, and the bound is concave.
-    bounds = {"R1 of the blind score, group of B": group_bound(blind, size, z)}
+    bounds = {"R1 of the blind score, group of B": group_bound(blind, size, z, releases)}
     if independent:
-        bounds["M1"] = multiset_bound(size, prior, z)
+        bounds["M1"] = multiset_bound(size, prior, z, releases)
     formula = min(bounds, key=lambda name: bounds[name])
     return {"value": bounds[formula], "formula": formula, "blind": blind}
 

@@ -15,7 +15,7 @@ from gradguard.evaluation.certificate_law import (
 from gradguard.evaluation.data import Data
 from gradguard.evaluation.errors import UnusableInputError
 from gradguard.evaluation.models import Factory
-from gradguard.evaluation.nesting import weak_attacks
+from gradguard.evaluation.nesting import weak_attacks, weak_pooling
 from gradguard.evaluation.progress import Progress, Silent
 from gradguard.evaluation.provenance import provenance
 from gradguard.evaluation.report import Report, Row
@@ -56,9 +56,9 @@ def evaluate(
     same model for every defence: rows then differ by the defence alone, and a defence that
     post-processes another can be compared with it. It has been trained on clients' images that
     are in no attacked batch: what a model has memorised leaks least. Accuracy comes from training
-    *with* the defence on all clients' images, through ``Defense.attach``. Every attacked message
-    is the first of a fresh client: it shows no residual that error feedback would have gathered
-    in earlier rounds.
+    *with* the defence on all clients' images, through ``Defense.attach``. What is attacked is the
+    mean of the messages of a fresh client's first ``attack.rounds`` rounds, all computed from one
+    batch at one model; see :class:`gradguard.evaluation.exchange.Exchange`.
 
     Guarantees:
 
@@ -108,6 +108,7 @@ def evaluate(
             *broken_certificates(rows),
             *weak_deltas(rows, len(bench.parts.client)),
             *weak_attacks(study.defenses, rows),
+            *weak_pooling(rows),
         ]
         facts["certificates"] = certificates_sentence(rows) or "none: no row has a certificate"
         return Report(study.to_dict(), tuple(rows), facts, complete)
@@ -128,10 +129,11 @@ def cells(study: Study) -> list[Cell]:
     """The conditions of a study, in the order in which they are worked through."""
     spec = study.attack
     return [
-        Cell(stage, composition, size)
+        Cell(stage, composition, size, rounds)
         for stage in spec.stages
         for composition in spec.compositions
         for size in spec.batch_sizes
+        for rounds in spec.rounds
     ]
 
 

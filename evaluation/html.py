@@ -24,6 +24,7 @@ _COLUMNS = (
     ("model", "text"),
     ("batches", "text"),
     ("B", "number"),
+    ("rounds", "number"),
     ("accuracy %", "number"),
     ("labels read %", "number"),
     ("blind %", "number"),
@@ -85,25 +86,28 @@ def _figure(rows: Sequence[Row]) -> str:
 
 
 def _table(rows: Sequence[Row]) -> str:
+    several = any(row.rounds > 1 for row in rows)
     head = "".join(
         f'<th scope="col" class="{kind if kind == "text" else ""}" data-kind="{kind}">'
         f'<button type="button">{escape(name)}</button></th>'
         for name, kind in _COLUMNS
+        if several or name != "rounds"
     )
-    body = "\n".join(_table_row(row) for row in rows)
+    body = "\n".join(_table_row(row, several) for row in rows)
     return (
         f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n'
         f"<tbody>\n{body}\n</tbody></table></div>"
     )
 
 
-def _table_row(row: Row) -> str:
+def _table_row(row: Row, several_rounds: bool) -> str:
     kind = tone(row)
     cells = [
         _text(row.defense),
         _text(row.stage),
         _text(row.composition),
         _number(row.batch_size, str(row.batch_size)),
+        *([_number(row.rounds, str(row.rounds))] if several_rounds else []),
         _number(row.accuracy, accuracy_text(row)),
         _number(row.worst_asr, with_interval(row.worst_asr, row.worst_ci), kind),
         _number(row.blind_asr, f"{100 * row.blind_asr:.0f}"),

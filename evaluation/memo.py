@@ -7,6 +7,7 @@ the defence, so it is shared; the defended message is drawn afresh by the real g
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -28,8 +29,10 @@ class ReleasingClient(Protocol):
         """Gradients of the batch before any randomness, in parameter order."""
         ...
 
-    def release(self, grads: Grads, *, batch_size: int | None = None) -> dict[str, Tensor]:
-        """The defended message, with fresh randomness."""
+    def release(
+        self, grads: Grads, *, batch_size: int | None = None, first: bool = True
+    ) -> dict[str, Tensor]:
+        """The defended message, with fresh randomness; if not ``first``, of the next round."""
         ...
 
 
@@ -76,9 +79,14 @@ class MemoisedClient:
     memo: GradientMemo
 
     def __call__(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return next(self.rounds(inputs, labels, 1))
+
+    def rounds(self, inputs: Tensor, labels: Tensor, number: int) -> Iterator[dict[str, Tensor]]:
+        """The messages of one client's first ``number`` rounds, all from this one batch."""
         # release must not write into what it is given; the memo would hand out defended tensors.
         grads = self.memo.gradients(self.client, inputs, labels)
-        return self.client.release(grads, batch_size=len(labels))
+        for index in range(number):
+            yield self.client.release(grads, batch_size=len(labels), first=index == 0)
 
 
 def _digest(kind: str, inputs: Tensor, labels: Tensor) -> bytes:

@@ -3,6 +3,7 @@
 If one defence applies another and then something more, whatever can be read from its message can
 be read from the other's: the attacker applies the rest. A report in which the longer defence leaks
 clearly more has found out nothing about the shorter one, except that the attack on it is too weak.
+Likewise a server that has the messages of many rounds has those of fewer.
 """
 
 from __future__ import annotations
@@ -63,5 +64,24 @@ def weak_attacks(defenses: Sequence[Defense], rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _conditions(row: Row) -> tuple[str, str, int]:
-    return row.stage, row.composition, row.batch_size
+def weak_pooling(rows: Sequence[Row]) -> list[str]:
+    """One sentence for each row from which less was read than from fewer rounds.
+
+    Compared where the intervals do not overlap, as in :func:`weak_attacks`.
+    """
+    return [
+        f"{more.rounds} rounds of {more.defense!r} contain {fewer.rounds}, yet less was read from "
+        f"them ({more.stage}, {more.composition}, B = {more.batch_size}: "
+        f"{100 * more.worst_asr:.0f} % against {100 * fewer.worst_asr:.0f} %): "
+        f"the attacks understate what {more.defense!r} leaks over rounds"
+        for fewer in rows
+        for more in rows
+        if fewer.defense == more.defense
+        and fewer.rounds < more.rounds
+        and _conditions(fewer)[:-1] == _conditions(more)[:-1]
+        and fewer.worst_ci[0] > more.worst_ci[1]
+    ]
+
+
+def _conditions(row: Row) -> tuple[str, str, int, int]:
+    return row.stage, row.composition, row.batch_size, row.rounds

@@ -46,6 +46,7 @@ class Row:
     """One defence under one composition, stage and batch size.
 
     Args:
+        rounds: How many messages the server pools, all computed from the same batch.
         accuracy: Mean test accuracy of training with the defence; a diverged run counts as 0.
         accuracy_ci: 95 % t-interval over seeds; ``None`` from one seed.
         accuracy_seeds: The accuracies behind it.
@@ -74,6 +75,7 @@ class Row:
     composition: str
     stage: str
     batch_size: int
+    rounds: int = 1
     accuracy: float
     accuracy_ci: Interval | None
     accuracy_seeds: tuple[float, ...]

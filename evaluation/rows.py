@@ -87,7 +87,8 @@ def worst_by_knowledge(
 def guarantees(bench: Bench, cell: Cell, defense: Defense) -> dict[str, Any]:
     """The row's ``epsilon``, ``delta`` and ``certificate``; all ``None`` without DP-SGD.
 
-    Epsilon is that of one training run on the clients' data, batches drawn as DP-SGD draws them.
+    Epsilon is that of one training run on the clients' data, batches drawn as DP-SGD draws them;
+    or, where that is more, of the attacked rounds, in all of which a record may take part.
     """
     dp, training = defense.dp, bench.study.training
     if dp is None:
@@ -98,6 +99,8 @@ def guarantees(bench: Bench, cell: Cell, defense: Defense) -> dict[str, Any]:
         dp,
         composition=cell.composition,
         batch_size=cell.batch_size,
+        # All of them: with less than certain participation an upper value.
+        releases=cell.rounds,
         # The share behind "iid" batches, see `draw_batches`.
         label_prior=_shares(bench, bench.parts.scored),
         training_releases=training.steps,
@@ -106,6 +109,8 @@ def guarantees(bench: Bench, cell: Cell, defense: Defense) -> dict[str, Any]:
         run_prior=_shares(bench, bench.parts.client),
     )
     epsilon = _run_epsilon(dp, training.steps, rate)
+    if cell.rounds > 1:
+        epsilon = max(epsilon, _run_epsilon(dp, cell.rounds, 1.0))
     return {"epsilon": epsilon, "delta": dp.delta, "certificate": certificate}
 
 
@@ -156,6 +161,7 @@ def make_row(
         composition=cell.composition,
         stage=cell.stage,
         batch_size=cell.batch_size,
+        rounds=cell.rounds,
         accuracy=float(accuracies.mean()),
         accuracy_ci=t_interval(accuracies),
         accuracy_seeds=cost.accuracies,

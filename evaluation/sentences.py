@@ -26,7 +26,17 @@ def percent(share: float) -> str:
 def cell_words(row: Row) -> str:
     """The conditions of a row in words."""
     stage = STAGE_WORDS.get(row.stage, row.stage)
-    return f"{stage}, {row.composition} batches of {row.batch_size}"
+    return f"{stage}, {row.composition} batches of {row.batch_size}{over_rounds(row)}"
+
+
+def over_rounds(row: Row) -> str:
+    """How many rounds are pooled, to follow the batches; empty for one."""
+    return "" if row.rounds == 1 else f", {row.rounds} rounds of each"
+
+
+def messages(row: Row) -> str:
+    """How many messages of a batch there are, in words."""
+    return "one message" if row.rounds == 1 else f"all {row.rounds} messages"
 
 
 def by_defense(report: Report) -> dict[str, list[Row]]:
@@ -76,7 +86,7 @@ def defense_sentence(rows: Sequence[Row], undefended: float | None) -> str:
 def _proven(row: Row, certificate: Mapping[str, Any]) -> str:
     """What holds against every attacker under the row's conditions, in half a sentence."""
     return (
-        f"proven against every attacker: from one message of {row.composition} batches of "
+        f"proven against every attacker: from {messages(row)} of {row.composition} batches of "
         f"{row.batch_size}, a record's label is named with at most "
         f"{percent_up(certificate['value'], 0)} (a guess: {percent(certificate['kappa'])}), and a "
         f"training run has epsilon {epsilon_up(row)}"
@@ -99,7 +109,8 @@ def _reading(row: Row) -> str:
     blind = f"a blind guess gets {percent(row.blind_asr)}"
     reads = (
         f"{row.worst_attack} reads {percent(row.worst_asr)} of the labels in {row.composition} "
-        f"batches of {row.batch_size} on {STAGE_WORDS.get(row.stage, row.stage)}, where {blind}"
+        f"batches of {row.batch_size} on {STAGE_WORDS.get(row.stage, row.stage)}"
+        f"{over_rounds(row)}, where {blind}"
     )
     if leaks(row):
         return reads

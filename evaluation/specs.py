@@ -108,6 +108,9 @@ class AttackSpec:
         batch_sizes: Examples in a victim's batch.
         compositions: Names of :data:`gradguard.attacks.composition.NAMES`.
         stages: Some of ``"init"`` and ``"trained"``.
+        rounds: In how many rounds the client sends, with the same data and model, to a server
+            that pools what it gets; one row for each.
+        participation: The chance that the client takes part in a round, in (0, 1]; at least once.
         trials: Scored batches per cell, over all seeds.
         calibration: Batches per cell, over all seeds, on which the worst attack is chosen; none
             of their images is in a scored batch.
@@ -119,6 +122,8 @@ class AttackSpec:
     batch_sizes: tuple[int, ...] = (8, 64)
     compositions: tuple[str, ...] = ("iid", "skewed")
     stages: tuple[str, ...] = STAGES
+    rounds: tuple[int, ...] = (1,)
+    participation: float = 1.0
     trials: int = 100
     calibration: int = 50
     seeds: int | None = None
@@ -133,6 +138,9 @@ class AttackSpec:
         for stage in _several("attack.stages", self.stages):
             if stage not in STAGES:
                 raise unknown("attack stage", str(stage), STAGES)
+        for number in _several("attack.rounds", self.rounds):
+            _whole("attack.rounds", number, 1)
+        _share("attack.participation", self.participation)
         _whole("attack.trials", self.trials, 2)
         _whole("attack.calibration", self.calibration, 1)
         if self.seeds is not None:
@@ -179,6 +187,12 @@ def _number(name: str, value: Any, *, above: float, below: float = float("inf"))
     if not (numeric and above < value < below):
         bound = f"above {above}" + (f" and below {below}" if below < float("inf") else "")
         raise UnusableInputError(f"{name} must be a number {bound}, got {value!r}")
+
+
+def _share(name: str, value: Any) -> None:
+    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (numeric and 0 < value <= 1):
+        raise UnusableInputError(f"{name} must be a number above 0 and at most 1, got {value!r}")
 
 
 def _text(name: str, value: object) -> None:

@@ -55,10 +55,11 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def by_cell(report: Report) -> list[list[Row]]:
-    """Rows by stage, composition and batch size, in the order of the study."""
-    grouped: dict[tuple[str, str, int], list[Row]] = {}
+    """Rows by their conditions, in the order of the study."""
+    grouped: dict[tuple[str, str, int, int], list[Row]] = {}
     for row in report.rows:
-        grouped.setdefault((row.stage, row.composition, row.batch_size), []).append(row)
+        conditions = (row.stage, row.composition, row.batch_size, row.rounds)
+        grouped.setdefault(conditions, []).append(row)
     return list(grouped.values())
 
 

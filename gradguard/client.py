@@ -23,9 +23,9 @@ class Client:
     Calling it with inputs ``(batch, ...)`` and labels ``(batch,)`` gives the message: defended
     gradients by parameter name in model order, detached. Only trainable parameters are sent.
 
-    Every message is that of a client in its *first* round: residuals are empty and the noise is
-    fresh. With error feedback this is the most a server can learn from one message; later ones
-    mix in what was left over from other batches.
+    Every call gives the message of a client in its *first* round: residuals are empty and the
+    noise is fresh. With error feedback this is the most a server can learn from one message; over
+    several rounds it learns more, see ``first`` of :meth:`release`.
 
     Guarantees:
 
@@ -78,7 +78,9 @@ class Client:
             loss = self.loss(self.model(inputs), labels)
             return list(torch.autograd.grad(loss, self._params, allow_unused=True))
 
-    def release(self, grads: Grads, *, batch_size: int | None = None) -> dict[str, Tensor]:
+    def release(
+        self, grads: Grads, *, batch_size: int | None = None, first: bool = True
+    ) -> dict[str, Tensor]:
         """The defended message for given raw gradients, which are not modified.
 
         A parameter without gradient is sent as zeros.
@@ -86,11 +88,14 @@ class Client:
         Args:
             grads: In the order of ``names``, as :meth:`gradients` returns them.
             batch_size: Not needed here: these gradients are means. A DP-SGD client's are sums.
+            first: Whether this is a client's first round. If not, it is the next round of the
+                client that sent last: residuals stay, and random streams go on.
         """
         for p, grad in zip(self._params, grads, strict=True):
             p.grad = None if grad is None else grad.detach().clone()
-        self._sent += 1
-        self.guard.reset(message_seed(self.seed, self._sent))
+        if first or self._sent == 0:
+            self._sent += 1
+            self.guard.reset(message_seed(self.seed, self._sent))
         sent = cast(dict[str, Tensor], self.guard.release())
         for p in self._params:
             p.grad = None
@@ -102,7 +107,7 @@ class Client:
 
 
 def message_seed(seed: int | None, number: int) -> int | None:
-    """The seed of a client's message by its number; ``None`` stays ``None``."""
+    """The seed of a client's first message by its number; ``None`` stays ``None``."""
     if seed is None:
         return None
     return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest())

@@ -24,7 +24,8 @@ from gradguard.optimizer import GuardedOptimizer
 class PrivateClient:
     """One DP-SGD client, to be queried by an attacker who knows the defence.
 
-    As :class:`gradguard.client.Client`: messages are those of a first round, by parameter name.
+    As :class:`gradguard.client.Client`: messages are by parameter name, and those of a first
+    round unless :meth:`release` is told otherwise.
     The batch is given, not sampled: what is attacked is a batch that took part, so no sampling
     hides it.
 
@@ -114,19 +115,23 @@ class PrivateClient:
         private.zero_grad(set_to_none=True)
         return sums
 
-    def release(self, grads: Grads, *, batch_size: int | None = None) -> dict[str, Tensor]:
+    def release(
+        self, grads: Grads, *, batch_size: int | None = None, first: bool = True
+    ) -> dict[str, Tensor]:
         """Noise, division by the batch size, and the transform, on a clipped sum.
 
         Args:
             grads: As :meth:`gradients` returns them; not modified.
             batch_size: Used where the client has no fixed one.
+            first: If not, this is the next round of the client that sent last: fresh noise, and
+                the transform goes on with its state.
         """
         size = self.batch_size or batch_size
         if size is None:
             raise ValueError("what are sums divided by? Give batch_size here or to the client")
         private: Any = self._private
         private.expected_batch_size = size
-        self._start_stream()
+        self._start_stream(first)
         for p, total in zip(self._params, grads, strict=True):
             assert total is not None
             # A new tensor object: Opacus marks the one that it has noised.
@@ -145,13 +150,14 @@ class PrivateClient:
         pairs = zip(torch.split(predictions, 1), torch.split(labels, 1), strict=True)
         return torch.stack([self.loss(one, label) for one, label in pairs])
 
-    def _start_stream(self) -> None:
-        self._sent += 1
-        seed = message_seed(self.seed, self._sent)
+    def _start_stream(self, first: bool) -> None:
+        first = first or self._sent == 0
+        self._sent += first
+        seed = message_seed(self.seed, self._sent) if first else None
         if seed is not None or os.getpid() != self._process:  # a fork would share the noise
             self._process = os.getpid()
             noise_stream.reseed(self._noise, seed, path="noise")
-        if self._stateful:
+        if self._stateful and first:
             self.guard.reset(seed)
 
 

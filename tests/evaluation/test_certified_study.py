@@ -76,6 +76,15 @@ def test_no_attack_of_a_real_study_exceeds_a_certificate(private: Report) -> Non
     assert Report.from_json(private.to_json()) == private
 
 
+def test_the_certificate_and_epsilon_of_several_rounds_count_all_of_them() -> None:
+    bench = prepare(Study.from_dict(TABLE))
+    strong = Defense("strong", transform=[], dp=DPSGD(noise_multiplier=8.0, max_grad_norm=1.0))
+    once, pooled = (guarantees(bench, Cell("init", "iid", 4, n), strong) for n in (1, 100))
+    assert once["certificate"]["multiset"]["value"] < pooled["certificate"]["multiset"]["value"]
+    assert pooled["certificate"]["releases"] == 100
+    assert pooled["epsilon"] >= pooled["certificate"]["epsilon_add_remove"] > once["epsilon"]
+
+
 def test_noise_that_is_claimed_and_not_drawn_breaks_the_certificate(private: Report) -> None:
     bench = prepare(Study.from_dict(TABLE))
     strong = Defense("strong", transform=[], dp=DPSGD(noise_multiplier=1e3, max_grad_norm=1.0))

@@ -223,3 +223,17 @@ def test_next_to_no_noise_has_an_unbounded_epsilon_and_no_crash(noise: float, ra
     assert certificate["value"] == 1.0
     assert certificate["epsilon_add_remove"] == certificate["epsilon_replace_one"] == float("inf")
     assert run_epsilon(dp(noise), 50, rate) == float("inf")
+
+
+@pytest.mark.parametrize("composition", ["iid", "skewed"])
+def test_many_releases_of_a_batch_are_certified_as_one_with_less_noise(composition: str) -> None:
+    pooled, once = found(8.0, composition, releases=16), found(2.0, composition)
+    assert pooled["value"] == pytest.approx(once["value"])
+    assert pooled["multiset"]["value"] == pytest.approx(once["multiset"]["value"])  # type: ignore[index]
+    for name in ("epsilon_add_remove", "epsilon_replace_one"):
+        assert pooled[name] == pytest.approx(once[name])
+    # What speaks of the training run does not depend on the rounds that are attacked.
+    assert pooled["run"] == found(8.0, composition)["run"]
+    assert (pooled["releases"], pooled["noise_multiplier"]) == (16, 8.0)
+    with pytest.raises(ValueError, match="releases"):
+        found(8.0, composition, releases=0)

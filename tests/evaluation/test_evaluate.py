@@ -87,6 +87,19 @@ def test_cells_are_finished_one_after_another() -> None:
     ]
 
 
+def test_rounds_are_rows_of_their_own_over_the_same_batches(small: Report) -> None:
+    rounds = {"rounds": [1, 5], "participation": 0.5}
+    report = evaluate(Study.from_dict(study_with(attack=rounds)))
+    assert [(row.defense, row.rounds) for row in report.rows] == [
+        *(("none", 1), ("top-k", 1), ("none", 5), ("top-k", 5)),
+    ]
+    once, pooled = timeless(report)[:2], timeless(report)[2:]
+    assert once == timeless(small)
+    # These two send the same in every round.
+    assert [replace(row, rounds=1) for row in pooled] == once
+    assert Report.from_json(report.to_json()).rows == report.rows
+
+
 def test_the_worst_attack_is_never_below_blind_on_calibration_batches() -> None:
     scores = {"BestConstant": np.full((2, 3), 0.4), "LLG": np.full((2, 3), 0.3)}
     assert worst_attack(scores) == "BestConstant"
@@ -244,9 +257,8 @@ def test_data_and_model_can_be_given_in_python() -> None:
 @pytest.mark.slow
 def test_several_processes_give_the_same_rows(small: Report) -> None:
     noise = {"name": "noise", "transform": [{"AddGaussian": {"stddev": 0.01}}]}
-    study = Study.from_dict(
-        study_with(attack={"stages": ["init", "trained"]}, defense=[*STUDY["defense"], noise])
-    )
+    attack = {"stages": ["init", "trained"], "rounds": [1, 4], "participation": 0.5}
+    study = Study.from_dict(study_with(attack=attack, defense=[*STUDY["defense"], noise]))
     assert timeless(evaluate(study, jobs=2)) == timeless(evaluate(study, jobs=1))
 
 

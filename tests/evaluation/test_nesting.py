@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from gradguard import DPSGD, AddGaussian, Defense, Sign
-from gradguard.evaluation.nesting import nested, weak_attacks
+from gradguard.evaluation.nesting import nested, weak_attacks, weak_pooling
 from tests.evaluation.examples import NONE, row
 
 NOISE = Defense("noise", transform=AddGaussian(0.1))
@@ -45,3 +45,19 @@ def test_dp_sgd_is_nested_in_the_same_with_more_noise_or_more_after_it_and_in_no
         *(("none", "sign"), ("z=1", "z=2"), ("z=1", "z=1, sign"), ("z=1", "z=2, sign")),
         ("z=2", "z=2, sign"),
     }
+
+
+def test_more_rounds_that_read_clearly_less_than_fewer_give_a_warning() -> None:
+    once = row(worst_asr=0.9, worst_ci=(0.85, 0.95))
+    pooled = row(rounds=20, worst_asr=0.5, worst_ci=(0.45, 0.55))
+    (warning,) = weak_pooling([once, pooled])
+    assert "20 rounds of 'top-k 1 %' contain 1" in warning
+    near = row(rounds=20, worst_asr=0.84, worst_ci=(0.79, 0.89))
+    other = row(rounds=20, defense="sign", worst_ci=(0.1, 0.2))
+    elsewhere = row(rounds=20, stage="trained", worst_ci=(0.1, 0.2))
+    assert weak_pooling([once, near, other, elsewhere]) == []
+    # Fewer rounds may read less, and other numbers of rounds are other conditions.
+    assert weak_pooling([row(worst_ci=(0.1, 0.2)), row(rounds=5)]) == []
+    low = row(defense="noise", worst_ci=(0.1, 0.2))
+    high = row(defense="noise, sign", rounds=5, worst_ci=(0.8, 0.9))
+    assert weak_attacks(ALL, [low, high]) == []
