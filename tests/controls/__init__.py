@@ -1,0 +1,1 @@
+"""Controls on the attackers themselves: what they must find, and what they must not."""

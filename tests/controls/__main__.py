@@ -1,0 +1,1 @@
+"""A table of all controls: ``python -m tests.controls``."""
