@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradguard.attacks.composition import draw_counts
 from gradguard.attacks.forward import labels_array
-from gradguard.attacks.threat import Client
+from gradguard.attacks.threat import Client, NotApplicableError
 
 Message = dict[str, Tensor]
 
@@ -58,7 +58,10 @@ class Pool:
             parts[1].append(shuffled[cut:])
         first, second = (Pool(self.inputs, self.labels, tuple(part)) for part in parts)
         if all(len(rows) == 0 for rows in second.by_class):
-            raise ValueError("expected auxiliary data with two examples of some class, got fewer")
+            raise NotApplicableError(
+                "rehearsing takes auxiliary data with two examples of some class, one to learn "
+                "from and one to judge by; there are fewer"
+            )
         return first, second
 
     def prior(self) -> np.ndarray:

@@ -21,7 +21,8 @@ from gradguard.evaluation.errors import UnusableInputError, one_line
 from gradguard.evaluation.memo import GradientMemo, MemoisedClient
 from gradguard.evaluation.models import Factory, build_model, find_factory
 from gradguard.evaluation.seeding import derive
-from gradguard.evaluation.split import Split, check_room, split
+from gradguard.evaluation.shift import SHIFTS
+from gradguard.evaluation.split import Split, check_room, keep_per_class, split
 from gradguard.evaluation.study import Study
 from gradguard.evaluation.training import Outcome, loader, train
 
@@ -101,6 +102,12 @@ class Bench:
         """Images and labels of one part of the split."""
         return self.data.take(indices)
 
+    def auxiliary(self) -> tuple[Tensor, Tensor]:
+        """The attacker's own images and labels, shifted if the study says so."""
+        images, labels = self.part(self.parts.auxiliary)
+        shift = SHIFTS[self.study.attack.auxiliary_shift]
+        return shift(images, self.seed("auxiliary shift")), labels
+
     def memo(self, cell: Cell, repeat: int) -> GradientMemo:
         """Raw gradients of the cell's model; those of earlier cells are let go."""
         cell = cell.batches
@@ -155,11 +162,16 @@ def prepare(study: Study, *, data: Data | None = None, factory: Factory | None =
         seed=derive(study.seed, "split"),
     )
     check_room(parts, batch_sizes=study.attack.batch_sizes, training=study.training.batch_size)
+    if study.attack.auxiliary_per_class is not None:
+        most = study.attack.auxiliary_per_class
+        kept = keep_per_class(parts.auxiliary, loaded.labels.numpy(), most)
+        parts = replace(parts, auxiliary=kept)
     model = study.model
     if factory is None:
         default = "cnn-relu" if model.factory is None else None
         factory = find_factory(model.name or default, model.factory)
     bench = Bench(study, loaded, parts, factory, shaped(attacks, loaded.input_shape))
+    _try_shift(bench)
     _try_defenses(bench)
     return bench
 
@@ -169,6 +181,13 @@ def load_data(study: Study) -> Data:
     if study.data.path is None:
         return load_digits()
     return load_npz(Path(study.data.path), classes=study.data.classes)
+
+
+def _try_shift(bench: Bench) -> None:
+    try:
+        bench.auxiliary()
+    except ValueError as error:
+        raise UnusableInputError(f"attack.auxiliary_shift: {one_line(error)}") from error
 
 
 def _try_defenses(bench: Bench) -> None:

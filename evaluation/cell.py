@@ -78,7 +78,7 @@ def _fit(
     model = bench.model(cell.stage, repeat)
     knowledge = Knowledge(
         model=model,
-        auxiliary=bench.part(bench.parts.auxiliary),
+        auxiliary=bench.auxiliary(),
         client=_exchange(bench, cell, defense, repeat, model, "attacker's noise"),
         num_classes=bench.data.num_classes,
         batch_size=cell.batch_size,

@@ -11,6 +11,7 @@ from torch import nn
 from gradguard.attacks.composition import parse_dirichlet
 from gradguard.evaluation.errors import UnusableInputError, one_line, unknown
 from gradguard.evaluation.models import MODELS
+from gradguard.evaluation.shift import SHIFTS
 
 STAGES = ("init", "trained")
 """Fresh weights, and weights after training without a defence."""
@@ -117,6 +118,11 @@ class AttackSpec:
         seeds: Of the ``training.seeds`` models, how many are attacked; all when not given.
         simulated: Batches that a learned attacker simulates; its own default when not given.
         attackers: ``"all"``, or attack names. The blind baselines always take part.
+        auxiliary_per_class: Images of each class that the attacker has, where a class has so many;
+            all of the auxiliary part when not given. What it knows of the label prior are its
+            images' labels: these are then even.
+        auxiliary_shift: One of :data:`gradguard.evaluation.shift.SHIFTS`: how the attacker's
+            images differ from the clients'.
     """
 
     batch_sizes: tuple[int, ...] = (8, 64)
@@ -129,6 +135,8 @@ class AttackSpec:
     seeds: int | None = None
     simulated: int | None = None
     attackers: str | tuple[str, ...] = "all"
+    auxiliary_per_class: int | None = None
+    auxiliary_shift: str = "none"
 
     def __post_init__(self) -> None:
         for size in _several("attack.batch_sizes", self.batch_sizes):
@@ -149,6 +157,10 @@ class AttackSpec:
             _whole("attack.simulated", self.simulated, 40)
         if self.attackers != "all":
             _several("attack.attackers", self.attackers)
+        if self.auxiliary_per_class is not None:
+            _whole("attack.auxiliary_per_class", self.auxiliary_per_class, 1)
+        if str(self.auxiliary_shift) not in SHIFTS:
+            raise unknown("attack.auxiliary_shift", str(self.auxiliary_shift), SHIFTS)
 
 
 def check_composition(name: object) -> None:

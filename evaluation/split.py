@@ -77,6 +77,34 @@ def _cut(indices: np.ndarray, shares: np.ndarray) -> list[np.ndarray]:
     return np.split(indices, np.cumsum(sizes)[:-1])
 
 
+def keep_per_class(part: np.ndarray, labels: np.ndarray, most: int) -> np.ndarray:
+    """At most ``most`` indices of each class of ``part``, in its order.
+
+    Guarantees:
+
+    - a smaller number gives some of what a larger one gives.
+
+    Args:
+        part: Indices into ``labels``.
+        labels: Labels of the whole data set.
+
+    Raises:
+        UnusableInputError: No class has that many, so that a report would say more than there is.
+
+    >>> keep_per_class(np.array([4, 2, 0, 3]), np.array([0, 1, 0, 1, 0]), 1)
+    array([4, 3])
+    """
+    found = labels[part]
+    largest = int(np.bincount(found).max())
+    if most > largest:
+        raise UnusableInputError(
+            f"attack.auxiliary_per_class is {most}, but the attacker's part of the data holds at "
+            f"most {largest} images of a class; lower it, leave it out or give more data"
+        )
+    kept = [np.flatnonzero(found == label)[:most] for label in np.unique(found)]
+    return part[np.sort(np.concatenate(kept))]
+
+
 def check_room(parts: Split, *, batch_sizes: tuple[int, ...], training: int) -> None:
     """Raise where a batch would be larger than the images it is drawn from."""
     smallest = min(len(parts.calibration), len(parts.scored), len(parts.auxiliary))
