@@ -143,9 +143,9 @@ def _run(bench: Bench, rows: list[Row], progress: Progress, jobs: int) -> None:
     conditions = cells(study)
     defenses, repeats = study.defenses, study.training.seeds
     fits = len(conditions) * study.attacked_seeds * len(bench.attacks)
+    needs = {name: attack.needs for name, attack in bench.attacks.items()}
     # A piece is one training run, or one attack fitted to one model under one defence.
     pieces = len(defenses) * (repeats + fits)
-    needs = {name: attack.needs for name, attack in bench.attacks.items()}
     undefended = repeats if "trained" in study.attack.stages else 0
     progress.begin(pieces + undefended)
     with working(bench, conditions, progress, jobs=jobs) as work:

@@ -60,10 +60,10 @@ class Row:
         worst_asr: Its success rate on the scored batches, which share no image with those.
         blind_asr: Success rate of the best guess without looking, on the same scored batches.
         advantage: ``(worst_asr - blind_asr) / (1 - blind_asr)``.
-        epsilon: Of a training run with the defence, at ``delta``, for one record added or
         knowledge: The worst case by what the attacker knows, by the names of
             :data:`gradguard.evaluation.knowledge.LEVELS`; the last is the worst attack. Empty in
             reports that were written before it was measured.
+        epsilon: Of a training run with the defence, at ``delta``, for one record added or
             removed; an upper value, and infinite where there is none. ``None`` without
             differential privacy, as are the next two.
         delta: See ``epsilon``.
@@ -91,9 +91,9 @@ class Row:
     blind_asr: float
     advantage: float
     advantage_ci: Interval
+    knowledge: dict[str, KnowledgeScore] = field(default_factory=dict)
     epsilon: float | None = None
     delta: float | None = None
-    knowledge: dict[str, KnowledgeScore] = field(default_factory=dict)
     certificate: dict[str, Any] | None = None
 
     @classmethod
@@ -106,12 +106,12 @@ class Row:
             name: AttackScore(score["asr"], tuple(score["ci"]), score["advantage"])
             for name, score in values["attacks"].items()
         }
-        if values.get("epsilon") == "inf":
-            values["epsilon"] = math.inf
         values["knowledge"] = {
             level: KnowledgeScore(**(found | {"ci": tuple(found["ci"])}))
             for level, found in values.get("knowledge", {}).items()
         }
+        if values.get("epsilon") == "inf":
+            values["epsilon"] = math.inf
         # A later gradguard may write more into a row; what is known here is still readable.
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 

@@ -130,19 +130,19 @@ def make_row(
     scores: CellScores,
     cost: Cost,
     *,
+    needs: Mapping[str, Collection[str]],
     seed: int,
     guaranteed: dict[str, Any],
 ) -> Row:
     """One row of the report.
 
-    needs: Mapping[str, Collection[str]],
     Args:
+        needs: What each attack needs to know, by its name.
         guaranteed: What :func:`guarantees` gives.
 
     Guarantees:
 
     - the scored batches have no part in choosing the worst attack.
-        needs: What each attack needs to know, by its name.
     """
     blind = scores.scored[BLIND]
     repeats, batches = blind.shape
@@ -176,6 +176,6 @@ def make_row(
         blind_asr=base,
         advantage=attacks[worst].advantage,
         advantage_ci=resampler.advantage_ci(scores.scored[worst], blind),
+        knowledge=worst_by_knowledge(scores.calibration, attacks, needs),
         **guaranteed,
     )
-        knowledge=worst_by_knowledge(scores.calibration, attacks, needs),
