@@ -87,17 +87,18 @@ class RLU:
         passed = head_pass(
             model, inputs, num_classes=classes, head=self.head, seed=knowledge.seed
         ).probabilities
-        some = np.random.default_rng(knowledge.seed % 2**63).permutation(len(inputs))
-        few = inputs[torch.from_numpy(some[:RECEIVED_INPUTS])]
-        before = head_pass(model, few, num_classes=classes, head=self.head, seed=knowledge.seed)
+        # Drawn, not the first: auxiliary data may be sorted by class.
+        rng = np.random.default_rng(knowledge.seed % 2**63)
+        rows = rng.permutation(len(inputs))[:RECEIVED_INPUTS]
+        logits = centred(passed)
         return FittedRLU(
             erroneous_confidence(passed, labels),
             settings=self,
             model=model,
-            inputs=few,
+            inputs=inputs[torch.from_numpy(rows)],
             labels=labels,
-            logits=centred(passed),
-            mean_before=centred(before.probabilities).mean(axis=0),
+            logits=logits,
+            mean_before=logits[rows].mean(axis=0),
             seed=knowledge.seed,
         )
 

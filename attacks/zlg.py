@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradguard.attacks.forward import attacker_copy, head_pass
+from gradguard.attacks.forward import HeadPass, attacker_copy, head_pass
 from gradguard.attacks.messages import as_counts, batch_sizes, row_sums
 from gradguard.attacks.received import received_model, tells_the_received_model
 from gradguard.attacks.rounding import Floats, round_to_batch
@@ -77,14 +77,26 @@ class ZLG:
         assert knowledge.num_classes is not None
         inputs, seed = self._inputs(knowledge), knowledge.seed
         model = attacker_copy(knowledge.model)
+        passed = head_pass(
+            model, inputs, num_classes=knowledge.num_classes, head=self.head, seed=seed
+        )
         # Drawn, not the first: auxiliary data may be sorted by class.
         rows = np.random.default_rng(seed % 2**63).permutation(len(inputs))[:RECEIVED_INPUTS]
-        few = inputs[torch.from_numpy(rows)]
-        start, before = (
-            mean_pass(model, x, num_classes=knowledge.num_classes, seed=seed, head=self.head)
-            for x in (inputs, few)
+        before = HeadPass(passed.probabilities[rows], passed.feature_sums[rows])
+        start = means(passed)
+        if start.features == 0:
+            raise NotApplicableError(
+                "the features at the output layer sum to zero on average: "
+                "row sums of its gradient then say nothing about labels"
+            )
+        return FittedZLG(
+            start,
+            model=model,
+            inputs=inputs[torch.from_numpy(rows)],
+            before=means(before),
+            seed=seed,
+            head=self.head,
         )
-        return FittedZLG(start, model=model, inputs=few, before=before, seed=seed, head=self.head)
 
     def _inputs(self, knowledge: Knowledge) -> Tensor:
         if self.source == "auxiliary":
@@ -106,29 +118,17 @@ class MeanPass:
 
     Args:
         confidence: Mean softmax output per class.
-        features: Mean over the inputs of the sum of the head's input; not zero.
+        features: Mean over the inputs of the sum of the head's input.
     """
 
     confidence: tuple[float, ...]
     features: float
 
 
-def mean_pass(
-    model: nn.Module, inputs: Tensor, *, num_classes: int, seed: int, head: str | None = None
-) -> MeanPass:
-    """Forward ``inputs`` and average.
-
-    Raises:
-        NotApplicableError: The features sum to zero on average.
-    """
-    passed = head_pass(model, inputs, num_classes=num_classes, head=head, seed=seed)
-    features = float(passed.feature_sums.mean())
-    if features == 0:
-        raise NotApplicableError(
-            "the features at the output layer sum to zero on average: "
-            "row sums of its gradient then say nothing about labels"
-        )
-    return MeanPass(tuple(passed.probabilities.mean(axis=0).tolist()), features)
+def means(passed: HeadPass) -> MeanPass:
+    """Averages over the examples."""
+    confidence = tuple(passed.probabilities.mean(axis=0).tolist())
+    return MeanPass(confidence, float(passed.feature_sums.mean()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,17 +165,18 @@ class FittedZLG:
         if not tells_the_received_model(observation):
             shares: Floats = np.array(self.start.confidence) - sums / self.start.features
             return shares
-        after = mean_pass(
+        passed = head_pass(
             received_model(self.model, observation),
             self.inputs,
             num_classes=len(sums),
-            seed=self.seed,
             head=self.head,
+            seed=self.seed,
         )
+        after = means(passed)
         # Gradients are taken before each step, so that the last one is not at the end.
         moved = np.arange(observation.local_steps) / observation.local_steps
         features = self.before.features + moved * (after.features - self.before.features)
-        # Where the feature sum changes its sign on the way, one step near zero would be all.
+        # Where the feature sum passes or reaches zero on the way, one step near it would be all.
         moved = moved[np.abs(features) >= 1e-3 * abs(self.before.features)]
         features = self.before.features + moved * (after.features - self.before.features)
         change = np.array(after.confidence) - np.array(self.before.confidence)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
-from gradguard.attacks import ADAPTIVE, BASELINES, PUBLISHED
+from gradguard.attacks import ADAPTIVE, BASELINES, PUBLISHED, REFERENCES
 from gradguard.attacks.threat import Attack
 from gradguard.evaluation.errors import unknown
 from gradguard.evaluation.specs import AttackSpec
@@ -35,13 +35,16 @@ def attack_name(attack: Attack) -> str:
 def select_attacks(spec: AttackSpec) -> dict[str, Attack]:
     """Attacks by name, the blind baselines first and always among them.
 
+    ``"all"`` leaves out the slow references; they run where a study names them.
+
     Raises:
         UnusableInputError: ``spec.attackers`` lists a name that no attack has.
     """
-    every = {attack_name(a): a for a in (*BASELINES, *PUBLISHED, *ADAPTIVE)}
+    usual = {attack_name(a): a for a in (*BASELINES, *PUBLISHED, *ADAPTIVE)}
     if spec.attackers == "all":
-        chosen = every
+        chosen = usual
     else:
+        every = usual | {attack_name(a): a for a in REFERENCES}
         for name in spec.attackers:
             if not isinstance(name, str) or name not in every:
                 raise unknown("attacker", str(name), every)
