@@ -16,6 +16,7 @@ from gradguard import Defense
 from gradguard.attacks.threat import Attack
 from gradguard.evaluation.attackers import select_attacks, shaped
 from gradguard.evaluation.batches import Batch, draw_batches
+from gradguard.evaluation.cohort import OtherClients
 from gradguard.evaluation.data import Data, load_digits, load_npz
 from gradguard.evaluation.errors import UnusableInputError, one_line
 from gradguard.evaluation.memo import GradientMemo, MemoisedClient
@@ -28,6 +29,8 @@ from gradguard.evaluation.training import Outcome, loader, train
 
 # Shared by all models of a study. Gradients beyond it are computed again, not refused.
 MEMO_BYTES = 256 * 2**20
+# Likewise, for the other clients of cohorts.
+OTHERS_BYTES = 192 * 2**20
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Bench:
     attacks: dict[str, Attack]
     _undefended: dict[int, Outcome] = field(default_factory=dict)
     _memos: dict[tuple[Cell, int], GradientMemo] = field(default_factory=dict)
+    _others: dict[tuple[Cell, int, str], OtherClients] = field(default_factory=dict)
 
     def seed(self, *names: object) -> int:
         """The seed of one named stream of the study."""
@@ -115,6 +119,31 @@ class Bench:
             del self._memos[known]
         room = MEMO_BYTES // self.study.attacked_seeds
         return self._memos.setdefault((cell, repeat), GradientMemo(room))
+
+    def others(self, which: str, cell: Cell, repeat: int) -> OtherClients:
+        """Who else may be in a cohort, the same population for every defence.
+
+        Args:
+            which: ``"calibration"`` or ``"scored"``, whose images they hold, or ``"auxiliary"``,
+                as the attacker plays them.
+        """
+        cell = cell.batches
+        for known in [key for key in self._others if key[0] != cell]:
+            del self._others[known]
+        if (cell, repeat, which) not in self._others:
+            data, pool = self.data, getattr(self.parts, which)
+            if which == "auxiliary":
+                images, labels = self.auxiliary()
+                data = replace(data, images=images, labels=labels)
+                pool = np.arange(len(labels))
+            names = (cell.stage, cell.composition, cell.batch_size, repeat)
+            room = OTHERS_BYTES // (3 * self.study.attacked_seeds)
+            self._others[cell, repeat, which] = OtherClients(
+                *(data, pool, cell.composition, cell.batch_size),
+                seed=self.seed("other clients", which, *names),
+                room=room,
+            )
+        return self._others[cell, repeat, which]
 
     def batches(self, which: str, cell: Cell, repeat: int) -> list[Batch]:
         """The cell's ``"calibration"`` or ``"scored"`` batches, the same for every defence."""
@@ -213,7 +242,7 @@ def _try_defense(
         images = loader(inputs, labels, batch_size=len(labels), seed=0)
         copied = copy.deepcopy(model)
         optimizer = torch.optim.SGD(copied.parameters(), lr=0.0)
-        defense.attach(copied, optimizer, images, criterion=loss)
+        defense.attach(copied, optimizer, images, criterion=loss, aggregated=True)
     client = defense.client(model, loss=loss, seed=0)
     sent = MemoisedClient(client, GradientMemo(0))(inputs, labels)
     if not all(bool(torch.isfinite(part).all()) for part in sent.values()):

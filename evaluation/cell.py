@@ -79,7 +79,7 @@ def _fit(
     knowledge = Knowledge(
         model=model,
         auxiliary=bench.auxiliary(),
-        client=_exchange(bench, cell, defense, repeat, model, "attacker's noise"),
+        client=_exchange(bench, cell, defense, repeat, model, ("attacker's noise",), "auxiliary"),
         num_classes=bench.data.num_classes,
         batch_size=cell.batch_size,
         composition=cell.composition,
@@ -124,7 +124,7 @@ def _messages(
 ) -> Iterator[list[Observation]]:
     """What the server sees of ``batches``, a bounded number of messages at a time."""
     model = bench.model(cell.stage, repeat)
-    victim = _exchange(bench, cell, defense, repeat, model, "victims' noise", which)
+    victim = _exchange(bench, cell, defense, repeat, model, ("victims' noise", which), which)
     size = sum(4 * p.numel() for p in model.parameters())
     chunk = max(1, CHUNK_BYTES // size)
     for start in range(0, len(batches), chunk):
@@ -135,9 +135,15 @@ def _messages(
 
 
 def _exchange(
-    bench: Bench, cell: Cell, defense: Defense, repeat: int, model: nn.Module, *stream: str
+    bench: Bench,
+    cell: Cell,
+    defense: Defense,
+    repeat: int,
+    model: nn.Module,
+    stream: tuple[str, ...],
+    which: str,
 ) -> Exchange:
-    """What the server sees of one client, with the randomness of ``stream``."""
+    """What the server sees of one client, beside others that hold images of ``which``."""
     study = bench.study
     names = (*stream, defense.name, cell.stage, cell.composition, cell.batch_size, repeat)
     client = defense.client(
@@ -151,6 +157,8 @@ def _exchange(
         MemoisedClient(client, bench.memo(cell, repeat)),
         rounds=cell.rounds,
         participation=study.attack.participation,
+        cohort=defense.cohort,
+        others=bench.others(which, cell, repeat) if defense.cohort > 1 else None,
         seed=bench.seed("participation", *names),
     )
 

@@ -7,12 +7,13 @@ function, the same for victims and for rehearsals; no attack need know of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor
 
+from gradguard.evaluation.cohort import OtherClients
 from gradguard.evaluation.memo import MemoisedClient
 
 Message = dict[str, Tensor]
@@ -27,9 +28,12 @@ class Exchange:
     round shows the batch from another side. What the transform remembers (error feedback) goes on
     from round to round, and noise is fresh in each. The server takes the mean.
 
+    In a cohort the server sees only the mean over the messages of several clients in each round.
+    The others are new in every round, and send the message of their first.
+
     Guarantees:
 
-    - one round with certain participation is bitwise the client's own message;
+    - one round with certain participation and no others is bitwise the client's own message;
     - the mean of equal messages is bitwise that message;
     - the client takes part in at least one round.
 
@@ -37,12 +41,16 @@ class Exchange:
         client: The defended client.
         rounds: How many rounds there are, at least 1.
         participation: The chance that the client takes part in a round, in (0, 1].
-        seed: Decides in how many rounds each client takes part, and nothing else.
+        cohort: How many clients' messages are summed in every round, at least 1.
+        others: Where the others come from, in a cohort of more than one.
+        seed: Decides in how many rounds each client takes part and with whom, and nothing else.
     """
 
     client: MemoisedClient
     rounds: int = 1
     participation: float = 1.0
+    cohort: int = 1
+    others: OtherClients | None = None
     seed: int = 0
     _rng: np.random.Generator = field(init=False)
 
@@ -50,7 +58,22 @@ class Exchange:
         object.__setattr__(self, "_rng", np.random.default_rng(self.seed))
 
     def __call__(self, inputs: Tensor, labels: Tensor) -> Message:
-        return mean(self.client.rounds(inputs, labels, self._taken()))
+        taken = self._taken()
+        own = mean(self.client.rounds(inputs, labels, taken))
+        if self.cohort == 1:
+            return own
+        # After all of its own: the next first message begins another client.
+        rest = mean(self._of_others(taken))
+        return {
+            name: (part + (self.cohort - 1) * rest[name]) / self.cohort
+            for name, part in own.items()
+        }
+
+    def _of_others(self, rounds: int) -> Iterator[Message]:
+        if self.others is None:
+            raise ValueError(f"a cohort of {self.cohort} needs others=..., got None")
+        for _ in range(rounds):
+            yield from self.others.messages(self.client.client, self.cohort - 1, self._rng)
 
     def _taken(self) -> int:
         if self.participation == 1:

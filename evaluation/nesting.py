@@ -17,7 +17,9 @@ from gradguard.evaluation.report import Row
 def nested(defenses: Sequence[Defense]) -> Iterator[tuple[str, str]]:
     """Names of pairs of which the second starts with all of the first.
 
-    With DP-SGD the first must clip alike, and may have less noise if it has no transform.
+    With DP-SGD the first must clip alike, and may have less noise if it has no transform. A sum
+    over more clients adds others' messages, which the attacker can draw as well; but what comes
+    after a sum is no function of sums of what comes after each message.
 
     >>> from gradguard import Sign
     >>> list(nested([Defense("none", transform=[]), Defense("sign", transform=Sign())]))
@@ -30,6 +32,8 @@ def nested(defenses: Sequence[Defense]) -> Iterator[tuple[str, str]]:
 
 
 def _adds_to(outer: Defense, inner: Defense) -> bool:
+    if outer.cohort < inner.cohort or (inner.cohort > 1 and outer.chain != inner.chain):
+        return False
     if outer.dp is None or inner.dp is None:
         # Clipping examples one by one is no function of their mean: neither contains the other.
         same = outer.dp is inner.dp

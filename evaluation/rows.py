@@ -14,6 +14,7 @@ from gradguard.evaluation.attackers import BLIND
 from gradguard.evaluation.bench import Bench, Cell
 from gradguard.evaluation.cell import CellScores
 from gradguard.evaluation.certify import certify, run_epsilon
+from gradguard.evaluation.federated import train_cohort
 from gradguard.evaluation.knowledge import attacks_by_level
 from gradguard.evaluation.metrics import Resampler, advantage, t_interval
 from gradguard.evaluation.progress import Progress
@@ -39,7 +40,9 @@ def measure_cost(bench: Bench, defense: Defense, progress: Progress) -> Cost:
         progress.doing(f"{defense.name}: training, seed {repeat + 1}")
         model, seed = bench.fresh_model(repeat), bench.seed("training", repeat)
         test = bench.part(bench.parts.test)
-        outcomes.append(train(model, images, test, spec=spec, seed=seed, defense=defense))
+        # The loop of a deployed client where it is one; of a simulated cohort where it is not.
+        run = train if defense.cohort == 1 else train_cohort
+        outcomes.append(run(model, images, test, spec=spec, seed=seed, defense=defense))
         progress.advance()
     return Cost(
         accuracies=tuple(outcome.accuracy for outcome in outcomes),

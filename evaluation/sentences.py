@@ -139,7 +139,9 @@ def undefended_accuracy(report: Report) -> float | None:
     Only that row is a fair baseline: it was trained on the same images as the others.
     """
     bare = {
-        d["name"] for d in report.study["defense"] if not d.get("transform") and d.get("dp") is None
+        d["name"]
+        for d in report.study["defense"]
+        if not d.get("transform") and d.get("dp") is None and d.get("cohort", 1) == 1
     }
     found = [row.accuracy for row in report.rows if row.defense in bare]
     return found[0] if found else None

@@ -100,7 +100,9 @@ def train(
     criterion: Criterion = spec.criterion
     trained: nn.Module = model
     if defense is not None:
-        attached = defense.attach(model, optimizer, batches, criterion=spec.criterion)
+        attached = defense.attach(
+            model, optimizer, batches, criterion=spec.criterion, aggregated=True
+        )
         # A deployed guard takes its noise from the operating system; a study can be run again.
         attached.reset(seed)
         trained, optimizer, batches = attached
@@ -108,8 +110,8 @@ def train(
     # Dropout and a defence's default streams draw from the global state: keep that repeatable.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % 2**63)
-        finite = _run(trained, optimizer, criterion, _endless(batches), spec.steps, on_step)
-    if not finite or not _finite(model):
+        finite = _run(trained, optimizer, criterion, endless(batches), spec.steps, on_step)
+    if not finite or not is_finite(model):
         return Outcome(model, 0.0, True)
     return Outcome(model, accuracy(model, *test), False)
 
@@ -170,10 +172,12 @@ def step_overhead(
         batches: Any = loader(*data, batch_size=spec.batch_size, seed=0)
         criterion: Criterion = spec.criterion
         if side is not None:
-            attached = side.attach(model, optimizer, batches, criterion=spec.criterion)
+            attached = side.attach(
+                model, optimizer, batches, criterion=spec.criterion, aggregated=True
+            )
             model, optimizer, batches = attached
             criterion = getattr(attached, "criterion", criterion)
-        sides.append((model, optimizer, criterion, _endless(batches)))
+        sides.append((model, optimizer, criterion, endless(batches)))
     times: list[list[float]] = [[], []]
     for _ in range(steps):
         for (model, optimizer, criterion, batches), taken in zip(sides, times, strict=True):
@@ -195,10 +199,12 @@ def accuracy(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
     return sum(hits) / len(labels)
 
 
-def _endless(batches: Any) -> Iterator[tuple[Tensor, Tensor]]:
+def endless(batches: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of a loader, over and over."""
     while True:
         yield from batches
 
 
-def _finite(model: nn.Module) -> bool:
+def is_finite(model: nn.Module) -> bool:
+    """Whether no parameter holds NaN or infinity."""
     return all(bool(torch.isfinite(p).all()) for p in model.parameters())

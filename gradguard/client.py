@@ -41,6 +41,8 @@ class Client:
             clients with this seed add the same noise. A model's own dropout draws from torch's
             global generator and is not covered.
 
+    ``params`` are the copied model's trainable parameters, in the order of ``names``.
+
     >>> from gradguard.sign import Sign
     >>> client = Client(nn.Linear(3, 2), Sign())
     >>> {name: g.shape for name, g in client(torch.ones(4, 3), torch.tensor([0, 1, 1, 1])).items()}
@@ -63,9 +65,9 @@ class Client:
         if not named:
             raise ValueError("the model has no trainable parameter, so there is nothing to send")
         self.names = tuple(name for name, _ in named)
-        self._params = [p for _, p in named]
+        self.params = [p for _, p in named]
         # Never stepped, so its kind and learning rate say nothing.
-        optimizer = torch.optim.SGD(self._params, lr=0.0)
+        optimizer = torch.optim.SGD(self.params, lr=0.0)
         self.guard = GuardedOptimizer(optimizer, transform, model=self.model)
         self._sent = 0
 
@@ -76,7 +78,7 @@ class Client:
         """Raw gradients of the batch loss, in model order: what an undefended client sends."""
         with torch.enable_grad():
             loss = self.loss(self.model(inputs), labels)
-            return list(torch.autograd.grad(loss, self._params, allow_unused=True))
+            return list(torch.autograd.grad(loss, self.params, allow_unused=True))
 
     def release(
         self, grads: Grads, *, batch_size: int | None = None, first: bool = True
@@ -91,18 +93,18 @@ class Client:
             first: Whether this is a client's first round. If not, it is the next round of the
                 client that sent last: residuals stay, and random streams go on.
         """
-        for p, grad in zip(self._params, grads, strict=True):
+        for p, grad in zip(self.params, grads, strict=True):
             p.grad = None if grad is None else grad.detach().clone()
         if first or self._sent == 0:
             self._sent += 1
             self.guard.reset(message_seed(self.seed, self._sent))
         sent = cast(dict[str, Tensor], self.guard.release())
-        for p in self._params:
+        for p in self.params:
             p.grad = None
         if len(sent) == len(self.names):
             return sent
         # Which parameters took part would itself tell something: zeros look like a zero gradient.
-        named = zip(self.names, self._params, strict=True)
+        named = zip(self.names, self.params, strict=True)
         return {name: sent.get(name, torch.zeros_like(p.detach())) for name, p in named}
 
 

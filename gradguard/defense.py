@@ -23,7 +23,7 @@ from gradguard.serialization import nearest, transform_from_plain, transform_to_
 if TYPE_CHECKING:
     from gradguard.dp import PrivacyLedger, PrivateClient, PrivateTraining
 
-_FIELDS = ("name", "dp", "transform")
+_FIELDS = ("name", "cohort", "dp", "transform")
 _TEXTS = ("name", "pattern")
 
 
@@ -54,6 +54,9 @@ class Defense:
         transform: A transform or a sequence of them, applied left to right. An empty sequence is
             no defence at all. Kept as a chain.
         dp: DP-SGD before the transforms, or ``None``.
+        cohort: How many clients' messages the server sees the sum of, and nothing else, as with
+            secure aggregation. gradguard does not aggregate: it is what the evaluation takes to
+            be so, and what :meth:`attach` asks to be assured of.
 
     >>> from gradguard.sparsification import KeepTopK
     >>> print(Defense("top-k", transform=KeepTopK(0.01)).to_toml(), end="")
@@ -67,6 +70,7 @@ class Defense:
     _: KW_ONLY
     transform: GradTransform | Sequence[GradTransform]
     dp: DPSGD | None = None
+    cohort: int = 1
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -79,6 +83,12 @@ class Defense:
                 raise TypeError(f"defence {self.name!r}: expected a transform, got {part!r}")
         if self.dp is not None and not isinstance(self.dp, DPSGD):
             raise TypeError(f"defence {self.name!r}: expected dp=DPSGD(...), got {self.dp!r}")
+        whole = isinstance(self.cohort, int) and not isinstance(self.cohort, bool)
+        if not whole or self.cohort < 1:
+            raise ValueError(
+                f"defence {self.name!r}: cohort must be a whole number of at least 1 (the clients "
+                f"whose messages are summed), got {self.cohort!r}"
+            )
         # Always a chain, so that equal defences compare equal however they were written.
         object.__setattr__(self, "transform", chain(*parts))
 
@@ -96,6 +106,7 @@ class Defense:
         *,
         ledger: PrivacyLedger | None = None,
         criterion: nn.Module | None = None,
+        aggregated: bool = False,
     ) -> Attached | PrivateTraining:
         """Put the defence into a training loop, in front of ``optimizer``.
 
@@ -104,6 +115,8 @@ class Defense:
             ledger: With ``dp``, that of this data set if it has been trained on before.
             criterion: With ``dp``, the loss where it is not plain cross-entropy: ghost clipping
                 has to run it example by example. Without ``dp`` it is not looked at.
+            aggregated: That your framework shows the server only the sum of the messages of
+                ``cohort`` clients. Without it a defence with a cohort is refused.
 
         Returns:
             ``model, optimizer, loader`` to train with; with ``dp`` as a
@@ -115,6 +128,13 @@ class Defense:
         >>> type(plain.attach(layer, torch.optim.SGD(layer.parameters(), lr=0.1)).optimizer)
         <class 'gradguard.optimizer.GuardedOptimizer'>
         """
+        if self.cohort > 1 and not aggregated:
+            raise ValueError(
+                f"defence {self.name!r} rests on a server that sees only the sum of the messages "
+                f"of {self.cohort} clients, and gradguard does not aggregate: say "
+                "attach(..., aggregated=True) if your framework's secure aggregation does, and "
+                "drop the cohort if not"
+            )
         if self.dp is None:
             return Attached(model, guard(optimizer, self.chain, model=model), loader)
         if loader is None:
@@ -147,7 +167,8 @@ class Defense:
     ) -> Client | PrivateClient:
         """The client as a black box that an attacker may query.
 
-        See :class:`Client`, and with ``dp`` :class:`gradguard.dp.PrivateClient`, which is the one
+        It is one client of the cohort, and its message is that from before the aggregation. See
+        :class:`Client`, and with ``dp`` :class:`gradguard.dp.PrivateClient`, which is the one
         that uses ``batch_size``.
         """
         if self.dp is None:
@@ -161,7 +182,8 @@ class Defense:
     def to_dict(self) -> dict[str, Any]:
         """Strings, numbers, lists and dicts, as in a study's ``[[defense]]`` table."""
         dp = {} if self.dp is None else {"dp": self.dp.to_dict()}
-        return {"name": self.name, **dp, "transform": transform_to_plain(self.chain)}
+        cohort = {} if self.cohort == 1 else {"cohort": self.cohort}
+        return {"name": self.name, **cohort, **dp, "transform": transform_to_plain(self.chain)}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Defense:
@@ -182,7 +204,8 @@ class Defense:
             raise ValueError(f"{where}: transform is missing; write transform = [] for no defence")
         transform = transform_from_plain(plain.get("transform", []), where=f"{where}: transform")
         dp = _dp_from(plain["dp"], where=f"{where}: dp") if "dp" in plain else None
-        return cls(name=name, transform=transform, dp=dp)  # type: ignore[arg-type]
+        cohort = plain.get("cohort", 1)
+        return cls(name=name, transform=transform, dp=dp, cohort=cohort)  # type: ignore[arg-type]
 
     def to_toml(self) -> str:
         """As the text of one ``[[defense]]`` table, without its header."""

@@ -71,10 +71,10 @@ class PrivateClient:
         if not named:
             raise ValueError("the model has no trainable parameter, so there is nothing to send")
         self.names = tuple(name for name, _ in named)
-        self._params = [p for _, p in named]
-        self._noise = noise_stream.fresh_generator(self._params[0].device)
+        self.params = [p for _, p in named]
+        self._noise = noise_stream.fresh_generator(self.params[0].device)
         # Never stepped, so its kind and learning rate say nothing.
-        optimizer = torch.optim.SGD(self._params, lr=0.0)
+        optimizer = torch.optim.SGD(self.params, lr=0.0)
         self.guard = GuardedOptimizer(optimizer, transform, model=plain)
         self.model, self._private = wrapped(
             plain,
@@ -111,7 +111,7 @@ class PrivateClient:
             else:
                 self.loss(self.model(inputs), labels).backward()  # type: ignore[no-untyped-call]
                 private.clip_and_accumulate()
-        sums: Grads = [p.summed_grad.detach() for p in self._params]  # type: ignore[attr-defined]
+        sums: Grads = [p.summed_grad.detach() for p in self.params]  # type: ignore[attr-defined]
         private.zero_grad(set_to_none=True)
         return sums
 
@@ -132,7 +132,7 @@ class PrivateClient:
         private: Any = self._private
         private.expected_batch_size = size
         self._start_stream(first)
-        for p, total in zip(self._params, grads, strict=True):
+        for p, total in zip(self.params, grads, strict=True):
             assert total is not None
             # A new tensor object: Opacus marks the one that it has noised.
             p.summed_grad = total.detach()  # type: ignore[attr-defined]
@@ -141,7 +141,7 @@ class PrivateClient:
         private.scale_grad()
         sent = cast(dict[str, Tensor], self.guard.release())
         private.zero_grad(set_to_none=True)
-        for p in self._params:
+        for p in self.params:
             # Ghost clipping leaves it out of zero_grad, and a convolution would add to it.
             p.grad_sample = None  # type: ignore[attr-defined]
         return sent

@@ -173,6 +173,24 @@ def test_attach_returns_the_loader_and_model_given() -> None:
     assert isinstance(attached.optimizer, type(guard(attached.optimizer.inner, Sign())))
 
 
+def test_a_cohort_is_deployed_only_where_the_framework_is_said_to_aggregate() -> None:
+    model = _model()
+    defense = Defense("c", transform=Sign(), cohort=16)
+    with pytest.raises(ValueError, match=r"sum of the messages of 16 clients.*aggregated=True"):
+        defense.attach(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    attached = defense.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), aggregated=True)
+    assert attached.optimizer.transform == chain(Sign())
+
+
+def test_a_cohort_is_kept_in_files_and_must_be_a_whole_number() -> None:
+    defense = Defense("c", transform=Sign(), cohort=16)
+    assert Defense.from_toml(defense.to_toml()) == defense == Defense.from_json(defense.to_json())
+    assert "cohort" not in Defense("c", transform=Sign()).to_dict()
+    for cohort in (0, 1.5, True, "many", float("nan")):
+        with pytest.raises(ValueError, match="defence 'c': cohort must be a whole number"):
+            Defense("c", transform=Sign(), cohort=cohort)  # type: ignore[arg-type]
+
+
 @pytest.mark.slow
 def test_a_release_takes_well_under_two_milliseconds() -> None:
     """10,000 parameters; typically 0.1 to 0.7 ms. The bound leaves room for a busy machine."""
