@@ -91,7 +91,11 @@ class Study:
         return cls.from_dict(read_toml(path), folder=path.parent)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data that :meth:`from_dict` reads back to an equal study."""
+        """Plain data that :meth:`from_dict` reads back to an equal study.
+
+        A defence with a transform of the user's own, which no file can name, is written as its
+        ``repr``; that is for readers, and :meth:`from_dict` refuses it.
+        """
         table: dict[str, Any] = {"seed": self.seed}
         for spec in fields(self):
             if spec.name in _SECTIONS:
@@ -99,7 +103,15 @@ class Study:
                 table[spec.name] = {
                     k: list(v) if isinstance(v, tuple) else v for k, v in values if v is not None
                 }
-        return table | {"defense": [defense.to_dict() for defense in self.defenses]}
+        return table | {"defense": [_described(defense) for defense in self.defenses]}
+
+
+def _described(defense: Defense) -> dict[str, Any]:
+    try:
+        return defense.to_dict()
+    except ValueError:  # hours of work are not to end here, where the report is written
+        dp = {} if defense.dp is None else {"dp": defense.dp.to_dict()}
+        return {"name": defense.name, **dp, "transform": repr(defense.chain)}
 
 
 def read_toml(path: Path) -> dict[str, Any]:

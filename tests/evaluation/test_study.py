@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
+from gradguard import DPSGD, Defense
+from gradguard.core import Grads, State
 from gradguard.evaluation import Study, UnusableInputError
 from gradguard.evaluation.study import default_table
 from tests.evaluation.examples import NONE, STUDY, study_with
@@ -78,6 +83,25 @@ def test_an_unusable_value_is_named_in_one_line(sections: dict[str, Any], said: 
     with pytest.raises(UnusableInputError, match=said) as caught:
         Study.from_dict(study_with(**sections))
     assert "\n" not in str(caught.value)
+
+
+@dataclass(frozen=True)
+class Own:
+    """A transform that no study file can name."""
+
+    def init(self, params: Sequence[Tensor]) -> State:
+        return {}
+
+    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        return grads, state
+
+
+def test_a_transform_of_the_users_own_is_described_and_cannot_be_read_back() -> None:
+    plain = Study((Defense("own", transform=Own(), dp=DPSGD(1.0, 1.0)),)).to_dict()
+    assert plain["defense"][0]["transform"] == "chain(Own())"
+    assert plain["defense"][0]["dp"]["noise_multiplier"] == 1.0
+    with pytest.raises(UnusableInputError, match="unknown transform"):
+        Study.from_dict(plain)
 
 
 def test_broken_or_missing_files_are_refused(tmp_path: Path) -> None:
