@@ -81,7 +81,9 @@ def draw_victims(
     return Victims([known.observe(m) for m, _ in pairs], np.stack([n for _, n in pairs]))
 
 
-def play(attacks: Sequence[Attack], known: Knowledge, victims: Victims) -> Scores:
+def play(
+    attacks: Sequence[Attack], known: Knowledge, victims: Victims, calibration: int = CALIBRATION
+) -> Scores:
     """Fit every attack and score it; the first batches calibrate, the others are scored.
 
     An attack that cannot be mounted has no score.
@@ -96,8 +98,8 @@ def play(attacks: Sequence[Attack], known: Knowledge, victims: Victims) -> Score
             continue
         found[attack_name(attack)] = success(counts.numpy(), victims.counts)
     return Scores(
-        {name: values[:CALIBRATION] for name, values in found.items()},
-        {name: values[CALIBRATION:] for name, values in found.items()},
+        {name: values[:calibration] for name, values in found.items()},
+        {name: values[calibration:] for name, values in found.items()},
     )
 
 
