@@ -9,7 +9,14 @@ from importlib import resources
 
 from gradguard.evaluation.certificate_law import epsilon_up, promise_alone
 from gradguard.evaluation.report import Report, Row
-from gradguard.evaluation.sentences import cell_words, closing_line, sentences, tone
+from gradguard.evaluation.sentences import (
+    auxiliary_words,
+    cell_words,
+    closing_line,
+    sentences,
+    tone,
+)
+from gradguard.evaluation.small_multiples import panels
 from gradguard.evaluation.svg import scatter
 from gradguard.evaluation.table import accuracy_text, behind, by_cell, certified_text, with_interval
 
@@ -55,6 +62,7 @@ def render_html(report: Report) -> str:
             _sentences(report),
             "<h2>Privacy against accuracy</h2>",
             *(_figure(rows) for rows in by_cell(report)),
+            _knowledge(report),
             "<h2>All rows</h2>",
             _table(report.rows),
             _skipped(report.rows),
@@ -83,6 +91,49 @@ def _figure(rows: Sequence[Row]) -> str:
     words = cell_words(rows[0])
     caption = f"<figcaption>{escape(words[0].upper() + words[1:])}</figcaption>"
     return f"<figure>{caption}\n{scatter(rows)}\n</figure>"
+
+
+def _knowledge(report: Report) -> str:
+    """Leakage against knowledge, a plot per defence; nothing in reports that have no levels."""
+    groups = [[row for row in rows if row.knowledge] for rows in by_cell(report)]
+    figures = [_panels(rows, first=i == 0) for i, rows in enumerate(filter(None, groups))]
+    if not figures:
+        return ""
+    explained = (
+        "Labels read, in percent, by the best of those attacks that an attacker can run who has "
+        "the message alone; also the model; also auxiliary data, here "
+        f"{auxiliary_words(report)}; and also the defence, as code to run on batches of its own. "
+        "The dashed line is a blind guess. Every level has all of the one before; as its attack "
+        "is chosen on calibration batches, a line may fall a little by chance."
+    )
+    return "\n".join(
+        ["<h2>What the attacker has to know</h2>", f"<p>{escape(explained)}</p>", *figures]
+    )
+
+
+def _panels(rows: Sequence[Row], *, first: bool) -> str:
+    words = cell_words(rows[0])
+    head = "".join(
+        f'<th scope="col" class="text">{escape(name)}</th>'
+        for name in ("defence", *rows[0].knowledge)
+    )
+    body = "\n".join(_levels_row(row) for row in rows)
+    return (
+        f"<details{' open' if first else ''}><summary>{escape(words[0].upper() + words[1:])}"
+        f"</summary>\n{panels(rows)}\n"
+        f"<details><summary>Which attacks, and their intervals</summary>"
+        f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{body}\n</tbody></table></div></details>\n</details>"
+    )
+
+
+def _levels_row(row: Row) -> str:
+    cells = [_text(row.defense)]
+    cells += [
+        _text(f"{with_interval(score.asr, score.ci)} {score.attack}")
+        for score in row.knowledge.values()
+    ]
+    return f"<tr>{''.join(cells)}</tr>"
 
 
 def _table(rows: Sequence[Row]) -> str:

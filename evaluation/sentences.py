@@ -153,6 +153,30 @@ def sentences(report: Report) -> dict[str, str]:
     return {name: defense_sentence(rows, base) for name, rows in by_defense(report).items()}
 
 
+def knowledge_line(report: Report) -> str | None:
+    """What is read by how much is known, as means over all rows; ``None`` where no row says."""
+    rows = [row for row in report.rows if row.knowledge]
+    if not rows:
+        return None
+    means = (
+        f"{level} {percent(sum(row.knowledge[level].asr for row in rows) / len(rows))}"
+        for level in rows[0].knowledge
+    )
+    blind = percent(sum(row.blind_asr for row in rows) / len(rows))
+    return f"Mean labels read: {', '.join(means)}; blind {blind}."
+
+
+def auxiliary_words(report: Report) -> str:
+    """The images that the attacker has, in words."""
+    settings = report.study.get("attack", {})
+    images = report.provenance.get("data", {}).get("auxiliary", "some")
+    each = settings.get("auxiliary_per_class")
+    limit = "" if each is None else f", at most {each} of a class"
+    shift = settings.get("auxiliary_shift", "none")
+    of = "" if shift == "none" else f", not distributed as the clients': shift {shift!r}"
+    return f"{images} images of its own{limit}{of}"
+
+
 def closing_line(report: Report) -> str:
     """What a reader who reads one line should take away."""
     worst = {name: worst_row(rows) for name, rows in by_defense(report).items()}

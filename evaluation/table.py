@@ -14,7 +14,7 @@ from rich.text import Text
 from gradguard.evaluation.certificate_law import epsilon_up, percent_up
 from gradguard.evaluation.metrics import Interval
 from gradguard.evaluation.report import Report, Row
-from gradguard.evaluation.sentences import cell_words, closing_line, tone
+from gradguard.evaluation.sentences import cell_words, closing_line, knowledge_line, tone
 
 PIPE_WIDTH = 100
 """Columns where the output is no terminal; rich would take 80 and cut the names."""
@@ -48,6 +48,8 @@ def print_report(report: Report, console: Console) -> None:
         console.print(Text(f"Warning: {warning}.", style="yellow"))
     if any(row.certificate is not None for row in report.rows):
         console.print(Text(f"Certificates: {report.provenance.get('certificates', '')}."))
+    if (known := knowledge_line(report)) is not None:
+        console.print(Text(known))
     console.print(Text(behind(report), style="dim"))
     if not report.complete:
         console.print(Text("Interrupted: only the finished rows are shown.", style="yellow"))

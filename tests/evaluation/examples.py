@@ -12,6 +12,8 @@ from gradguard import DPSGD, Defense
 from gradguard.evaluation import AttackScore, Report, Row
 from gradguard.evaluation.certify import certify
 from gradguard.evaluation.cli import main
+from gradguard.evaluation.knowledge import LEVELS
+from gradguard.evaluation.report import KnowledgeScore
 
 STUDY: dict[str, Any] = {
     "seed": 0,
@@ -78,6 +80,15 @@ def row(**changes: Any) -> Row:
         "advantage_ci": (0.4, 0.6),
     }
     return Row(**(values | changes))
+
+
+def informed(*rates: float, **changes: Any) -> Row:
+    """A plausible row with a success rate for every level of knowledge, read by ``"A0"``, ..."""
+    knowledge = {
+        level: KnowledgeScore(f"A{i}", rate, (rate - 0.02, rate + 0.02), (rate - 0.4) / 0.6)
+        for i, (level, rate) in enumerate(zip(LEVELS, rates, strict=True))
+    }
+    return row(knowledge=knowledge, **changes)
 
 
 def certified(noise: float = 4.0, *, rate: float = 0.1, **changes: Any) -> Row:

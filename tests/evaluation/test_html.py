@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import pytest
 from gradguard.evaluation.html import render_html
 from gradguard.evaluation.output import write_report
 from gradguard.evaluation.plots import draw
+from gradguard.evaluation.small_multiples import panels
 from gradguard.evaluation.svg import scatter
-from tests.evaluation.examples import certified, report, row
+from tests.evaluation.examples import certified, informed, report, row
 
 NASTY = '<script>alert("x")</script> & $_{ [bold] %s {}'
 
@@ -64,6 +66,35 @@ def test_what_is_proven_is_in_a_table_and_in_words() -> None:
     assert "<td>none</td><td>none</td><td>none</td>" in text
     assert 'alert("x")' not in text
     assert "What is proven" not in render_html(report(row()))
+
+
+def test_leakage_against_knowledge_is_plotted_for_every_row_that_says() -> None:
+    text = render_html(report(informed(0.4, 0.5, 0.6, 0.7), informed(1, 1, 1, 1, stage="trained")))
+    assert text.count('class="panels"') == 2
+    assert "What the attacker has to know" in text
+    assert '<td class="text" data-value="70 (68-72) A3">70 (68-72) A3</td>' in text
+    assert "What the attacker has to know" not in render_html(report(row()))
+
+
+def test_panels_are_well_formed_and_show_a_value_for_every_level() -> None:
+    rows = [informed(0.4, 0.5, 0.6, 0.7, defense=f"{NASTY} {i}") for i in range(4)]
+    image = ElementTree.fromstring(panels(rows))
+    values = [e.text for e in image.iter("text") if e.get("class") == "value"]
+    assert values == ["40", "50", "60", "70"] * 4
+    assert len([e for e in image.iter("text") if e.get("class") == "title"]) == 4
+    kinds = [e.get("class") for e in image.iter("g") if e.get("class")][:4]
+    assert kinds == ["quiet", "leaks", "leaks", "leaks"]
+
+
+def test_what_the_attacker_has_is_said() -> None:
+    original = report(informed(0.4, 0.5, 0.6, 0.7))
+    facts = original.provenance | {"data": {"name": "digits", "auxiliary": 50}}
+    settings = {"auxiliary_per_class": 5, "auxiliary_shift": "blur"}
+    text = render_html(
+        replace(original, provenance=facts, study=original.study | {"attack": settings})
+    )
+    assert "50 images of its own, at most 5 of a class" in text
+    assert "shift &#x27;blur&#x27;" in text
 
 
 def test_an_interrupted_study_says_so() -> None:

@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from gradguard.evaluation.table import PIPE_WIDTH, print_report
-from tests.evaluation.examples import certified, report, row
+from tests.evaluation.examples import certified, informed, report, row
 
 
 def printed(*rows: object, **changes: object) -> str:
@@ -56,3 +56,13 @@ def test_whether_the_certificates_hold_is_said() -> None:
     facts = report(row()).provenance | {"certificates": "no attack exceeds a certificate"}
     text = printed(certified(), provenance=facts)
     assert "Certificates: no attack exceeds a certificate." in text
+
+
+def test_what_is_read_by_knowledge_is_one_line_of_means_over_the_rows() -> None:
+    text = printed(informed(0.4, 0.5, 0.6, 0.7), informed(0.6, 0.7, 0.8, 0.9), row())
+    (line,) = [line for line in text.splitlines() if line.startswith("Mean labels read")]
+    assert line == (
+        "Mean labels read: gradient 50 %, + model 60 %, + auxiliary data 70 %, + defence 80 %; "
+        "blind 40 %."
+    )
+    assert "Mean labels read" not in printed(row())
