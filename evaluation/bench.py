@@ -9,23 +9,22 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from gradguard import Defense
 from gradguard.attacks.threat import Attack
 from gradguard.evaluation.attackers import select_attacks, shaped
 from gradguard.evaluation.batches import Batch, draw_batches
 from gradguard.evaluation.cohort import OtherClients
 from gradguard.evaluation.data import Data, load_digits, load_npz
 from gradguard.evaluation.errors import UnusableInputError, one_line
-from gradguard.evaluation.memo import GradientMemo, MemoisedClient
+from gradguard.evaluation.memo import GradientMemo
 from gradguard.evaluation.models import Factory, build_model, find_factory
+from gradguard.evaluation.preflight import check_defenses
 from gradguard.evaluation.seeding import derive
 from gradguard.evaluation.shift import SHIFTS
 from gradguard.evaluation.split import Split, check_room, keep_per_class, split
 from gradguard.evaluation.study import Study
-from gradguard.evaluation.training import Outcome, loader, train
+from gradguard.evaluation.training import Outcome, train
 
 # Shared by all models of a study. Gradients beyond it are computed again, not refused.
 MEMO_BYTES = 256 * 2**20
@@ -201,7 +200,7 @@ def prepare(study: Study, *, data: Data | None = None, factory: Factory | None =
         factory = find_factory(model.name or default, model.factory)
     bench = Bench(study, loaded, parts, factory, shaped(attacks, loaded.input_shape))
     _try_shift(bench)
-    _try_defenses(bench)
+    check_defenses(study, bench.fresh_model(0), loaded)
     return bench
 
 
@@ -217,45 +216,3 @@ def _try_shift(bench: Bench) -> None:
         bench.auxiliary()
     except ValueError as error:
         raise UnusableInputError(f"attack.auxiliary_shift: {one_line(error)}") from error
-
-
-def _try_defenses(bench: Bench) -> None:
-    """One message of every defence, so that a pattern that fits no parameter is found now."""
-    model, study = bench.fresh_model(0), bench.study
-    # The smallest batch: layers such as BatchNorm cannot train on a single image.
-    size = min(*study.attack.batch_sizes, study.training.batch_size)
-    inputs, labels = bench.data.images[:size], bench.data.labels[:size]
-    _try_training(model, inputs.clone(), labels.clone(), study.training.criterion)
-    for defense in study.defenses:
-        try:
-            _try_defense(defense, model, inputs, labels, study.training.criterion)
-        except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
-            raise UnusableInputError(f"defence {defense.name!r}: {one_line(error)}") from error
-
-
-def _try_defense(
-    defense: Defense, model: nn.Module, inputs: Tensor, labels: Tensor, loss: nn.Module
-) -> None:
-    if defense.dp is not None:
-        # Opacus' hooks on a copy: the loop of a deployed client, as far as its first step. Before
-        # the client, for it says what is wrong where Opacus has bare assertions.
-        images = loader(inputs, labels, batch_size=len(labels), seed=0)
-        copied = copy.deepcopy(model)
-        optimizer = torch.optim.SGD(copied.parameters(), lr=0.0)
-        defense.attach(copied, optimizer, images, criterion=loss, aggregated=True)
-    client = defense.client(model, loss=loss, seed=0)
-    sent = MemoisedClient(client, GradientMemo(0))(inputs, labels)
-    if not all(bool(torch.isfinite(part).all()) for part in sent.values()):
-        raise ValueError(
-            "its first message holds NaN or infinity: the noise or a clipping norm is larger than "
-            "the model's numbers can be; lower it"
-        )
-
-
-def _try_training(model: nn.Module, inputs: Tensor, labels: Tensor, loss: nn.Module) -> None:
-    try:
-        Defense("none", transform=[]).client(model, loss=loss, seed=0).gradients(inputs, labels)
-    except Exception as error:  # the user's forward pass may raise anything
-        raise UnusableInputError(
-            f"model: failed to train on a batch of {len(labels)}: {one_line(error)}"
-        ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,6 +84,7 @@ def _fit(
         num_classes=bench.data.num_classes,
         batch_size=cell.batch_size,
         composition=cell.composition,
+        **_told(bench, cell),
         # Not the defence's name: the same simulated batches for every defence share their
         # backward passes, and pair the comparison between defences.
         seed=bench.seed("attacker", cell.stage, cell.composition, cell.batch_size, repeat),
@@ -129,9 +131,25 @@ def _messages(
     chunk = max(1, CHUNK_BYTES // size)
     for start in range(0, len(batches), chunk):
         yield [
-            Observation(victim(batch.inputs, batch.labels), cell.batch_size, bench.data.num_classes)
+            Observation(
+                victim(batch.inputs, batch.labels),
+                cell.batch_size,
+                bench.data.num_classes,
+                **_told(bench, cell),
+            )
             for batch in batches[start : start + chunk]
         ]
+
+
+def _told(bench: Bench, cell: Cell) -> dict[str, Any]:
+    """What the server knows of a client's local training; nothing where there is none."""
+    training, size = bench.study.client, cell.batch_size
+    if training is None:
+        return {}
+    return {
+        "local_steps": training.steps(size),
+        "learning_rate": training.effective_rate(size),
+    }
 
 
 def _exchange(
@@ -152,6 +170,7 @@ def _exchange(
         # Not the rounds: then more rounds begin with the messages of fewer.
         seed=bench.seed(*names),
         batch_size=cell.batch_size,
+        training=study.client,
     )
     return Exchange(
         MemoisedClient(client, bench.memo(cell, repeat)),

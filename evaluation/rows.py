@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from gradguard.evaluation.attackers import BLIND
 from gradguard.evaluation.bench import Bench, Cell
 from gradguard.evaluation.cell import CellScores
 from gradguard.evaluation.certify import certify, run_epsilon
-from gradguard.evaluation.federated import train_cohort
+from gradguard.evaluation.federated import round_overhead, train_federated
 from gradguard.evaluation.knowledge import attacks_by_level
 from gradguard.evaluation.metrics import Resampler, advantage, t_interval
 from gradguard.evaluation.progress import Progress
@@ -35,19 +35,28 @@ class Cost:
 def measure_cost(bench: Bench, defense: Defense, progress: Progress) -> Cost:
     """Train with ``defense`` once per seed, and time its steps against bare ones."""
     images, spec = bench.part(bench.parts.client), bench.study.training
+    local = bench.study.client
     outcomes = []
     for repeat in range(spec.seeds):
         progress.doing(f"{defense.name}: training, seed {repeat + 1}")
         model, seed = bench.fresh_model(repeat), bench.seed("training", repeat)
         test = bench.part(bench.parts.test)
-        # The loop of a deployed client where it is one; of a simulated cohort where it is not.
-        run = train if defense.cohort == 1 else train_cohort
+        # The loop of a deployed client, unless the server needs several or they train locally.
+        run = train
+        if defense.cohort > 1 or local is not None:
+            run = partial(train_federated, training=local)
         outcomes.append(run(model, images, test, spec=spec, seed=seed, defense=defense))
         progress.advance()
     return Cost(
         accuracies=tuple(outcome.accuracy for outcome in outcomes),
         diverged=any(outcome.diverged for outcome in outcomes),
-        step_overhead=step_overhead(bench.builder(0), images, spec=spec, defense=defense),
+        step_overhead=(
+            step_overhead(bench.builder(0), images, spec=spec, defense=defense)
+            if local is None
+            else round_overhead(
+                bench.fresh_model(0), images, spec=spec, defense=defense, training=local
+            )
+        ),
         dense_bytes=4 * sum(p.numel() for p in bench.fresh_model(0).parameters()),
     )
 

@@ -177,13 +177,19 @@ def build(spec: type[Spec], section: str, table: object) -> Spec:
     """A spec from a table of a study file; an unknown key names the nearest known one."""
     if not isinstance(table, Mapping):
         raise UnusableInputError(f"[{section}] must be a table of keys and values, got {table!r}")
-    known = [f.name for f in fields(spec)]  # type: ignore[arg-type]  # every spec is a dataclass
+    # Every spec is a dataclass, some with a marker of keywords.
+    known = [f.name for f in fields(spec) if f.name != "_"]  # type: ignore[arg-type]
     for key in table:
         if key not in known:
             raise unknown(f"key in [{section}]", key, known)
     # TOML has arrays where a frozen dataclass has tuples.
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
-    return spec(**values)
+    try:
+        return spec(**values)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, UnusableInputError):
+            raise
+        raise UnusableInputError(f"[{section}]: {one_line(error)}") from error
 
 
 def _whole(name: str, value: object, least: int) -> None:

@@ -9,12 +9,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from gradguard import Defense
+from gradguard import Defense, LocalTraining
 from gradguard.evaluation.errors import UnusableInputError, one_line, unknown
 from gradguard.evaluation.specs import AttackSpec, DataSpec, ModelSpec, TrainingSpec, build
 
 _SECTIONS = {"data": DataSpec, "model": ModelSpec, "training": TrainingSpec, "attack": AttackSpec}
-_KEYS = ("seed", *_SECTIONS, "defense")
+_KEYS = ("seed", *_SECTIONS, "client", "defense")
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Study:
         defenses: At least one, with different names.
         seed: Decides every draw of the study, noise of the simulated clients included. A
             deployed client draws its noise afresh.
+        client: What FedAvg clients do before they send the change of the model; with ``None``,
+            clients send one gradient. Not with DP-SGD, which is for one step.
 
     Raises:
         UnusableInputError: A value is out of range; the message names its key.
@@ -40,6 +42,7 @@ class Study:
     model: ModelSpec = field(default_factory=ModelSpec, kw_only=True)
     training: TrainingSpec = field(default_factory=TrainingSpec, kw_only=True)
     attack: AttackSpec = field(default_factory=AttackSpec, kw_only=True)
+    client: LocalTraining | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
@@ -58,6 +61,13 @@ class Study:
         for name in names:
             if not name.isprintable():  # it would break a line of the table, or the plot's XML
                 raise UnusableInputError(f"defence {name!r}: use printable characters in a name")
+        private = [defense.name for defense in self.defenses if defense.dp is not None]
+        if self.client is not None and private:
+            raise UnusableInputError(
+                f"defence {private[0]!r} has dp, whose noise and epsilon are for one step on "
+                "clipped gradients, and [client] takes local steps of its own; leave out one of "
+                "them"
+            )
         if twice:
             raise UnusableInputError(f"two defences are called {twice[0]!r}; rename one of them")
 
@@ -83,7 +93,8 @@ class Study:
         if folder is not None and data.path is not None:
             sections["data"] = replace(data, path=str(folder / data.path))
         defenses = _defenses(table.get("defense", []))
-        return cls(defenses, seed=table.get("seed", 0), **sections)
+        client = build(LocalTraining, "client", table["client"]) if "client" in table else None
+        return cls(defenses, seed=table.get("seed", 0), client=client, **sections)
 
     @classmethod
     def from_toml(cls, path: Path) -> Study:
@@ -97,6 +108,8 @@ class Study:
         ``repr``; that is for readers, and :meth:`from_dict` refuses it.
         """
         table: dict[str, Any] = {"seed": self.seed}
+        if self.client is not None:
+            table["client"] = self.client.to_dict()
         for spec in fields(self):
             if spec.name in _SECTIONS:
                 values = asdict(getattr(self, spec.name)).items()

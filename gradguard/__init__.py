@@ -14,6 +14,8 @@ from gradguard.defense import Attached as Attached
 from gradguard.defense import Defense as Defense
 from gradguard.dpsgd import DPSGD as DPSGD
 from gradguard.error_feedback import ErrorFeedback as ErrorFeedback
+from gradguard.fedavg import FedAvgClient as FedAvgClient
+from gradguard.fedavg import LocalTraining as LocalTraining
 from gradguard.finite import NonFiniteGradientError as NonFiniteGradientError
 from gradguard.noise import AddGaussian as AddGaussian
 from gradguard.noise import AddLaplace as AddLaplace

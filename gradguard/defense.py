@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from gradguard.client import Client
 from gradguard.core import Chain, GradTransform, chain
 from gradguard.dpsgd import DPSGD
+from gradguard.fedavg import FedAvgClient, LocalTraining
 from gradguard.optimizer import GuardedOptimizer, guard
 from gradguard.serialization import nearest, transform_from_plain, transform_to_plain
 
@@ -164,13 +165,26 @@ class Defense:
         loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
         batch_size: int | None = None,
         seed: int | None = None,
-    ) -> Client | PrivateClient:
+        training: LocalTraining | None = None,
+    ) -> Client | PrivateClient | FedAvgClient:
         """The client as a black box that an attacker may query.
 
         It is one client of the cohort, and its message is that from before the aggregation. See
         :class:`Client`, and with ``dp`` :class:`gradguard.dp.PrivateClient`, which is the one
         that uses ``batch_size``.
+
+        Args:
+            training: What a FedAvg client does before it sends the change of the model, see
+                :class:`FedAvgClient`; without it the message is a gradient. Refused with ``dp``.
         """
+        if training is not None:
+            if self.dp is not None:
+                raise ValueError(
+                    f"defence {self.name!r} has DP-SGD, whose noise and epsilon are for one step "
+                    "on clipped gradients; they say nothing of a change by several local steps. "
+                    "Leave out dp or the local training"
+                )
+            return FedAvgClient(model, self.chain, training, loss=loss, seed=seed)
         if self.dp is None:
             return Client(model, self.chain, loss=loss, seed=seed)
         from gradguard.dp import PrivateClient

@@ -16,8 +16,8 @@ ROOT = Path(__file__).parent.parent
 
 PUBLIC = {
     "AddGaussian", "AddLaplace", "Attached", "Cast", "Chain", "Client", "ClipByGlobalNorm",
-    "ClipByValue", "DPSGD", "Defense", "ErrorFeedback", "GradTransform", "Grads",
-    "GuardedOptimizer", "Identity", "KeepRandomK", "KeepTopK", "NamedParameters",
+    "ClipByValue", "DPSGD", "Defense", "ErrorFeedback", "FedAvgClient", "GradTransform", "Grads",
+    "GuardedOptimizer", "Identity", "KeepRandomK", "KeepTopK", "LocalTraining", "NamedParameters",
     "NonFiniteGradientError", "Only",
     "Quantize", "Sign", "State", "Ternary", "Withhold", "chain", "guard",
 }  # fmt: skip

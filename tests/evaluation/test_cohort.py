@@ -15,7 +15,7 @@ from gradguard.evaluation.bench import Cell, prepare
 from gradguard.evaluation.cell import _exchange
 from gradguard.evaluation.cohort import OtherClients
 from gradguard.evaluation.exchange import Exchange
-from gradguard.evaluation.federated import train_cohort
+from gradguard.evaluation.federated import train_federated
 from gradguard.evaluation.memo import GradientMemo, MemoisedClient
 from gradguard.evaluation.models import build_model, mlp
 from gradguard.evaluation.nesting import nested
@@ -150,7 +150,7 @@ def test_a_cohort_trains_on_the_mean_of_its_clients_messages() -> None:
     spec = TrainingSpec(steps=3, batch_size=8, learning_rate=0.1)
     data = (DIGITS.images[:200], DIGITS.labels[:200])
     alone, cohort = (
-        train_cohort(
+        train_federated(
             build_model(mlp, input_shape=(1, 8, 8), num_classes=10, seed=0),
             *(data, data),
             spec=spec,
@@ -176,7 +176,7 @@ def test_training_a_cohort_is_repeatable(defense: Defense) -> None:
     for _ in range(2):
         model = build_model(mlp, input_shape=(1, 8, 8), num_classes=10, seed=0)
         several = Defense("d", transform=defense.chain, dp=defense.dp, cohort=3)
-        outcome = train_cohort(model, data, data, spec=spec, seed=1, defense=several)
+        outcome = train_federated(model, data, data, spec=spec, seed=1, defense=several)
         assert outcome.model is model
         vectors.append(torch.nn.utils.parameters_to_vector(model.parameters()))
     assert torch.equal(*vectors)
@@ -188,7 +188,7 @@ def test_a_cohort_that_diverges_has_no_accuracy() -> None:
     spec = TrainingSpec(steps=20, batch_size=8, learning_rate=1e30)
     data = (DIGITS.images[:200], DIGITS.labels[:200])
     model = build_model(mlp, input_shape=(1, 8, 8), num_classes=10, seed=0)
-    outcome = train_cohort(
+    outcome = train_federated(
         model, data, data, spec=spec, seed=1, defense=Defense("n", transform=[], cohort=2)
     )
     assert (outcome.accuracy, outcome.diverged) == (0.0, True)
