@@ -96,8 +96,7 @@ class ILRG:
 
     Guarantees:
 
-    - exact up to rounding where all examples of a class have the same features and every class in
-      the batch has confidences that the equations tell apart;
+    - exact where all examples have the same features, whatever their labels;
     - rows sum to the batch, by the paper's correction of the worst-rounded count.
 
     Rescaled messages are misread: the embeddings are not changed, the equations are.

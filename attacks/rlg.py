@@ -136,6 +136,9 @@ class RLG:
     classes can be separated as well, and with ``C - 1`` independent examples all of them. Noise,
     sparsification and quantization break the test without hiding the labels from other attackers.
 
+    A message costs about 1 ms for 10 classes and 70 ms for 100 (``B = 64``), on one core; for 1,000
+    classes it is seconds.
+
     Args:
         head: Name of the output layer, where shape and position would mislead.
 

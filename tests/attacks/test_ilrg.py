@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -17,21 +18,21 @@ from gradguard.attacks import ILRG, Knowledge, NotApplicableError, Observation
 from gradguard.attacks.ilrg import class_embeddings, correct_to_batch, solve_counts
 from gradguard.attacks.rounding import Floats
 from tests.attacks import mnist, published
-from tests.attacks.models import CLASSES, batches, cnn, knowledge, overlap, skewed
+from tests.attacks.models import CLASSES, batches, cnn, gradient, knowledge, overlap, skewed
 
 
 def repeated(
-    seed: int, counts: list[int], *, features: int = 6, scale: float = 1.0
+    seed: int, counts: list[int], *, features: int = 6
 ) -> tuple[nn.Linear, dict[str, Tensor]]:
-    """A head, and its gradient on a batch whose classes each repeat one random feature vector."""
+    """A head, and its gradient on a batch that repeats one random feature vector."""
     rng = torch.Generator().manual_seed(seed)
     head = nn.Linear(features, len(counts)).double()
     with torch.no_grad():
         for parameter in head.parameters():
-            parameter.normal_(0, scale, generator=rng)
-    vectors = torch.randn(len(counts), features, generator=rng, dtype=torch.float64)
+            parameter.normal_(0, 0.5, generator=rng)
+    vector = torch.randn(features, generator=rng, dtype=torch.float64)
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-    loss = nn.functional.cross_entropy(head(vectors[labels]), labels)
+    loss = nn.functional.cross_entropy(head(vector.expand(len(labels), -1)), labels)
     weight, bias = torch.autograd.grad(loss, [head.weight, head.bias])
     return head, {"weight": weight, "bias": bias}
 
@@ -43,13 +44,12 @@ def infer(head: nn.Linear, update: dict[str, Tensor], size: int) -> list[int]:
     return found
 
 
-@given(st.integers(3, 8), st.integers(1, 60), st.integers(0, 10**6))
-def test_exact_where_all_examples_of_a_class_have_the_same_features_and_one_class_is_there(
-    classes: int, size: int, seed: int
+@given(st.lists(st.integers(0, 9), min_size=2, max_size=8).filter(any), st.integers(0, 10**6))
+def test_exact_where_all_examples_have_the_same_features_whatever_their_labels(
+    counts: list[int], seed: int
 ) -> None:
-    counts = (size * np.eye(classes, dtype=int)[seed % classes]).tolist()
-    head, update = repeated(seed, counts, scale=0.3)
-    assert infer(head, update, size) == counts
+    head, update = repeated(seed, counts)
+    assert infer(head, update, sum(counts)) == counts
 
 
 @given(st.lists(st.integers(0, 9), min_size=3, max_size=6).filter(any), st.integers(0, 10**6))
@@ -231,3 +231,67 @@ def test_a_hundred_classes_are_read_exactly_whatever_the_activation(
         assert found.presence == 1.0, size
         assert found.exact >= exact, size
         assert found.overlap > 0.99, size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [8, 64, 256, 648])
+def test_extreme_imbalance_is_counted_exactly_as_in_the_logs(size: int) -> None:
+    """One label, ``B - 2`` of another and one of a third: the logs recover B - 2 up to B = 648."""
+    pixels, _ = published.cifar()
+    for seed in range(5):
+        model = published.cifar_network(seed, nn.ReLU)
+        few, many, other = np.random.default_rng(seed).choice(100, 3, replace=False).tolist()
+        labels = torch.tensor([few] + [many] * (size - 2) + [other])
+        seen = Observation(gradient(model, pixels[:size], labels), size, 100)
+        found = ILRG().fit(Knowledge(model=model, num_classes=100)).infer([seen])[0]
+        assert torch.equal(found, torch.bincount(labels, minlength=100))
+
+
+def pruned(update: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Without the smallest magnitudes of every tensor."""
+    return {
+        name: torch.where(t.abs() >= t.abs().flatten().quantile(share), t, 0.0)
+        for name, t in update.items()
+    }
+
+
+def noised(update: dict[str, Tensor], stddev: float) -> dict[str, Tensor]:
+    """With Gaussian noise on the head alone, as in the logs."""
+    rng = torch.Generator().manual_seed(0)
+    return {
+        name: t + stddev * torch.randn(t.shape, generator=rng) * name.startswith("7.")
+        for name, t in update.items()
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("defence", "strength", "logged"),
+    [
+        (noised, 1e-4, 1.0),
+        (noised, 1e-3, 1.0),
+        (noised, 1e-2, 0.985),
+        (pruned, 0.1, 1.0),
+        (pruned, 0.4, 1.0),
+        (pruned, 0.8, 0.902),
+    ],
+)
+def test_noise_and_pruning_hide_little_of_an_untrained_model_as_in_the_logs(
+    defence: Callable[[dict[str, Tensor], float], dict[str, Tensor]],
+    strength: float,
+    logged: float,
+) -> None:
+    """IRec of ResNet18 on CIFAR-100, B = 24; real pruning of 80 % leaves nine tenths readable.
+
+    Measured on the stand-in: 1.000 but for noise of 1e-2 (.964) and pruning of 80 % (.951).
+    """
+    found, true = [], []
+    for seed in range(8):
+        model = published.cifar_network(seed, nn.ReLU)
+        seen, counts = published.observed(model, published.cifar(), 24, batches=3, seed=seed)
+        defended = [Observation(defence(o.update, strength), 24, 100) for o in seen]
+        found.append(ILRG().fit(Knowledge(model=model, num_classes=100)).infer(defended).numpy())
+        true.append(counts)
+    assert (
+        abs(published.scores(np.concatenate(found), np.concatenate(true)).overlap - logged) < 0.06
+    )

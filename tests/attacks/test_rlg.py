@@ -120,6 +120,13 @@ def test_the_same_answer_for_every_positive_multiple(scale: float) -> None:
         assert infer(weight * scale, 5) == infer(weight, 5)
 
 
+def test_one_example_of_two_classes_is_read_by_its_row_sums() -> None:
+    """Each of two rows is the other's negative: both are separable, and the sum decides."""
+    weight = torch.outer(torch.tensor([0.3, -0.3]), torch.tensor([1.0, 0.5]))
+    assert found_set(weight, 1).all()
+    assert infer(weight, 1) == [0, 1]
+
+
 def test_rank_counts_singular_values_above_rounding() -> None:
     for dtype in (torch.float64, torch.float32):
         weight, _ = random_gradient(0, size=4, classes=12, features=20, dtype=dtype)
