@@ -5,6 +5,7 @@ from gradguard.attacks.baselines import RandomGuess as RandomGuess
 from gradguard.attacks.bias_count import BiasCount as BiasCount
 from gradguard.attacks.dlg import DLG as DLG
 from gradguard.attacks.ebi import EBI as EBI
+from gradguard.attacks.ensemble import Ensemble as Ensemble
 from gradguard.attacks.gdbr import GDBR as GDBR
 from gradguard.attacks.gradinversion_labels import GradInversionLabels as GradInversionLabels
 from gradguard.attacks.idlg import IDLG as IDLG
@@ -57,6 +58,7 @@ ADAPTIVE: tuple[Attack, ...] = (
     TemplateRegression("body"),
     TemplateRegression("all"),
     LearnedRegression(),
+    Ensemble(),
 )
 """Attacks that know the defence and rehearse against it."""
 

@@ -1,4 +1,4 @@
-"""GDBR: label counts where the output layer is withheld, from the layer before it."""
+"""GDBR: label counts from the layer before the output layer, where that one is withheld."""
 
 from __future__ import annotations
 
@@ -15,24 +15,28 @@ from gradguard.attacks.messages import as_counts, batch_sizes, finite
 from gradguard.attacks.rounding import Floats, round_to_batch
 from gradguard.attacks.threat import Knowledge, NotApplicableError, Observation, require
 
-# The mean over images of a bounded quantity: more of them cost time and memory and change little.
+# Images times classes behind the mean Jacobian: one backward pass per class, on as many images.
+PASSES = 6400
 INPUTS = 256
+# Coordinates of a convolution's weight that are read: more of them would fill the memory.
+COORDINATES = 16_384
 # Relative to the largest: singular values below it are directions that the layer hardly sees.
 CUTOFF = 1e-6
 
 
 @dataclass(frozen=True)
 class GDBR:
-    """Trace the bias gradient of the layer before the head back to the logits.
+    """Trace the gradient of the layer before the head back to the logits.
 
-    For a layer with bias ``b1``, ``db1 = (1/B) sum_i M_i^T (p_i - y_i)`` where ``M_i`` is the
-    Jacobian of the logits with respect to ``b1``. For a dense layer and an activation ``phi`` it is
-    ``W diag(phi'(z_i))`` with the head's weights ``W``. With the mean ``M`` over auxiliary data,
-    ``r = (M^T)^+ db1`` estimates ``p - n / B``, and ``n = B (p - r)``. A convolution's bias is
-    read in the same way: its Jacobian sums over positions. The head's gradient is not read.
+    For parameters ``w`` of that layer, ``dw = (1/B) sum_i M_i^T (p_i - y_i)`` where ``M_i`` is the
+    Jacobian of the logits with respect to ``w``. With its mean ``M`` over auxiliary data,
+    ``r = (M^T)^+ dw`` estimates ``p - n / B``, and ``n = B (p - r)``. The head's gradient is not
+    read.
 
-    The layer is the last one to run before the head that has a trainable bias of at least as many
-    units as there are classes.
+    Of a dense layer the bias is read: there ``M = W diag(phi')`` with the head's weights ``W`` and
+    the activation ``phi``. Of a convolution the weight is read, or 16,384 coordinates of it: its
+    bias sums over positions, where activations differ, and tells far less. So it is with a dense
+    layer without bias.
 
     Guarantees:
 
@@ -44,8 +48,8 @@ class GDBR:
         head: Name of the output layer, where shape and position would mislead.
 
     Raises:
-        NotApplicableError: No layer before the head has such a bias, or it does not reach all
-            logits.
+        NotApplicableError: The model has no trainable dense or convolutional layer before the
+            head, or the last of them does not move all logits independently.
 
     Source: after Zhang, Chow and Li, "GDBR", 2024, arXiv:2412.12640, "gradient bridge". Derived
     here from the paper's abstract; details may differ from the authors'.
@@ -67,17 +71,20 @@ class GDBR:
             knowledge.model, inputs, num_classes=classes, head=self.head, seed=seed
         ).probabilities
         model = attacker_copy(knowledge.model)
-        some = np.random.default_rng(seed % 2**63).permutation(len(inputs))[:INPUTS]
-        few = inputs[torch.from_numpy(some)]
+        rng = np.random.default_rng(seed % 2**63)
+        rows = rng.permutation(len(inputs))[: max(2, min(INPUTS, PASSES // classes))]
+        few = inputs[torch.from_numpy(rows)]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed % 2**63)
-            name = layer_before_head(model, few[:2], head_module(model, classes, self.head))
-            jacobian = mean_jacobian(model, few, name)
-        return FittedGDBR(name, passed.mean(axis=0), bridge(jacobian, name))
+            name = parameter_before_head(model, few[:2], head_module(model, classes, self.head))
+            size = model.get_parameter(name).numel()
+            read = np.sort(rng.permutation(size)[:COORDINATES])
+            jacobian = mean_jacobian(model, few, name, read)
+        return FittedGDBR(name, read, passed.mean(axis=0), bridge(jacobian, name))
 
 
-def layer_before_head(model: nn.Module, inputs: Tensor, head: nn.Linear) -> str:
-    """The parameter name of the bias that GDBR reads.
+def parameter_before_head(model: nn.Module, inputs: Tensor, head: nn.Linear) -> str:
+    """The name of the parameter that GDBR reads.
 
     Found by running ``inputs`` and noting the order in which modules run: the order in which they
     were registered need not be that of the data.
@@ -85,59 +92,69 @@ def layer_before_head(model: nn.Module, inputs: Tensor, head: nn.Linear) -> str:
     Raises:
         NotApplicableError: There is none.
     """
-    ran: list[str] = []
     names = {
-        module: f"{name}.bias".lstrip(".")
+        module: name
         for name, module in model.named_modules()
-        if isinstance(getattr(module, "bias", None), nn.Parameter)
+        if module is head or _is_dense_or_convolution(module)
     }
-    handles = [
-        module.register_forward_pre_hook(lambda m, _: ran.append(names[m])) for module in names
-    ]
+    ran: list[nn.Module] = []
+    handles = [module.register_forward_pre_hook(lambda m, _: ran.append(m)) for module in names]
     with torch.no_grad():
         model(inputs.to(head.weight.device))
     for handle in handles:
         handle.remove()
-    parameters = dict(model.named_parameters())
-    before = ran[: len(ran) - ran[::-1].index(names[head]) - 1] if head in names else ran
-    wide = [
-        name
-        for name in before
-        if parameters[name].requires_grad and parameters[name].numel() >= head.out_features
-    ]
-    if not wide:
-        sizes = {name: parameters[name].numel() for name in before}
+    before = [module for module in ran[: ran.index(head)] if module is not head]
+    if not before:
         raise NotApplicableError(
-            f"expected a layer before the head with a trainable bias of at least "
-            f"{head.out_features} units, got {sizes}"
+            "expected a trainable dense or convolutional layer before the head, got none"
         )
-    return wide[-1]
+    layer = before[-1]
+    bias = layer.bias
+    dense = isinstance(layer, nn.Linear) and isinstance(bias, nn.Parameter) and bias.requires_grad
+    return f"{names[layer]}.{'bias' if dense else 'weight'}".lstrip(".")
 
 
-def mean_jacobian(model: nn.Module, inputs: Tensor, bias: str) -> Floats:
-    """Mean over ``inputs`` of the logits' derivative with respect to a bias.
+def _is_dense_or_convolution(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    # Of two axes or more, which leaves out normalisation layers.
+    trainable = isinstance(weight, nn.Parameter) and weight.requires_grad and weight.ndim > 1
+    return trainable and not isinstance(module, nn.Embedding)
+
+
+def mean_jacobian(model: nn.Module, inputs: Tensor, name: str, read: np.ndarray) -> Floats:
+    """Mean over ``inputs`` of the logits' derivative with respect to a parameter.
+
+    Args:
+        name: Of the parameter.
+        read: Which of its coordinates.
 
     Returns:
-        Shape ``(classes, units)``.
+        Shape ``(classes, coordinates)``.
     """
-    parameter = dict(model.named_parameters())[bias]
+    parameter = model.get_parameter(name)
     for other in model.parameters():
         other.requires_grad_(other is parameter)  # nothing before the layer is kept in memory
+    kept = torch.from_numpy(read).to(parameter.device)
     with torch.enable_grad():
-        mean = model(inputs.to(parameter.device)).mean(dim=0)
+        # The zeros are for a layer that does not reach the logits: autograd would not even look.
+        mean = model(inputs.to(parameter.device)).mean(dim=0) + 0 * parameter.sum()
         rows = [
-            torch.autograd.grad(logit, parameter, retain_graph=True, allow_unused=True)[0]
+            torch.autograd.grad(logit, [parameter], retain_graph=True, materialize_grads=True)[0]
+            .flatten()[kept]
+            .double()
             for logit in mean
         ]
-    unused = torch.zeros_like(parameter)
-    return finite(torch.stack([unused if r is None else r for r in rows]).double())
+    return finite(torch.stack(rows))
 
 
-def bridge(jacobian: Floats, name: str = "bias") -> Floats:
-    """The pseudo-inverse that takes a bias gradient to the logits', shape ``(classes, units)``.
+def bridge(jacobian: Floats, name: str) -> Floats:
+    """The pseudo-inverse that takes a parameter's gradient to the logits'.
+
+    Returns:
+        Shape ``(classes, coordinates)``.
 
     Raises:
-        NotApplicableError: The layer's rank is below ``classes - 1``.
+        NotApplicableError: The Jacobian's rank is below ``classes - 1``.
     """
     # The logits' gradients sum to zero, so that a common shift of the logits is no unknown.
     centred = jacobian - jacobian.mean(axis=0)
@@ -154,15 +171,17 @@ def bridge(jacobian: Floats, name: str = "bias") -> Floats:
 
 @dataclass(frozen=True, eq=False)
 class FittedGDBR:
-    """A linear map from one bias gradient to the counts.
+    """A linear map from one parameter's gradient to the counts.
 
     Args:
         name: The parameter to read.
+        read: Which of its coordinates.
         confidence: Mean softmax output per class.
         bridge: See :func:`bridge`.
     """
 
     name: str
+    read: np.ndarray
     confidence: Floats
     bridge: Floats
 
@@ -172,15 +191,17 @@ class FittedGDBR:
             raise ValueError(
                 f"fitted for {len(self.confidence)} classes, got {observations[0].num_classes}"
             )
-        shares = self.confidence - self._biases(observations) @ self.bridge.T
+        shares = np.stack([self.confidence - self._residual(o) for o in observations])
         return as_counts(round_to_batch(sizes[:, None] * shares, sizes))
 
-    def _biases(self, observations: Sequence[Observation]) -> Floats:
-        missing = [o for o in observations if self.name not in o.update]
-        if missing:
+    def _residual(self, observation: Observation) -> Floats:
+        """The mean gradient at the logits, ``p - n / B``."""
+        sent = observation.update.get(self.name)
+        if sent is None:
             raise ValueError(
-                f"expected {self.name!r} in every message, got {sorted(missing[0].update)}; "
+                f"expected {self.name!r} in every message, got {sorted(observation.update)}; "
                 "a layer that is withheld is sent as zeros"
             )
-        read = [o.update[self.name].detach().double() / o.steps_and_rate for o in observations]
-        return finite(torch.stack(read))
+        kept = sent.detach().flatten()[torch.from_numpy(self.read).to(sent.device)]
+        residual: Floats = self.bridge @ (finite(kept.double()) / observation.steps_and_rate)
+        return residual

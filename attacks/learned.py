@@ -8,23 +8,18 @@ what is learned is a bank of regressions of which the best on rehearsed messages
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gradguard.attacks.baselines import BestConstant
-from gradguard.attacks.learning.bank import Candidate, fit_bank
-from gradguard.attacks.learning.readings import Reader, Readings
+from gradguard.attacks.learning.bank import Candidate
+from gradguard.attacks.learning.practice import clearly_above, overlap, practise
+from gradguard.attacks.learning.readings import Reader
 from gradguard.attacks.rounding import round_to_batch
-from gradguard.attacks.simulation import Message, Pool, rehearse
-from gradguard.attacks.threat import Client, Knowledge, Observation, require
-
-PILOTS = 8
-COORDINATES = 2**15  # of the head and of the body, each; 4 bytes per coordinate and message
-FIT_FRACTION = 0.75  # of the auxiliary images; the others judge
+from gradguard.attacks.threat import Knowledge, Observation, require
 
 
 @dataclass(frozen=True)
@@ -72,28 +67,15 @@ class LearnedRegression:
 
     def fit(self, knowledge: Knowledge) -> FittedRegression:
         require(knowledge, self)
-        stage = _Rehearsal.of(knowledge)
-        classes, batch_size = stage.classes, stage.batch_size
-        pilots = [message for message, _ in stage.fitting(PILOTS)]
-        reader = Reader.fit(pilots, classes, COORDINATES, stage.rng(1), self.head)
-        fitted, fitted_counts = _read(reader, stage.fitting(self.simulated))
-        judged, judged_counts = _read(reader, stage.judging(round(0.3 * self.simulated)))
-
-        def overlap(shares: np.ndarray) -> np.ndarray:
-            return _overlap(_whole(shares, batch_size), judged_counts)
-
-        def score(shares: np.ndarray) -> float:
-            return float(overlap(shares).mean())
-
-        blind, _ = BestConstant().fit(knowledge).best(batch_size)
-        blind_overlap = _overlap(np.tile(blind, (len(judged), 1)), judged_counts)
-        chosen, best = None, blind_overlap
-        shares = fitted_counts / batch_size
-        for candidate in fit_bank(fitted, shares, judged, score, stage.seed):
-            found = overlap(candidate.predict(judged))
-            if found.mean() > best.mean() and _clearly_above(found, blind_overlap):
+        done = practise(knowledge, self.simulated, self.head)
+        size = done.rehearsal.batch_size
+        blind = overlap(np.tile(done.blind, (len(done.truth), 1)), done.truth)
+        chosen, best = None, blind
+        for candidate, shares in zip(done.candidates, done.answers, strict=False):
+            found = overlap(round_to_batch(shares * size, size), done.truth)
+            if found.mean() > best.mean() and clearly_above(found, blind):
                 chosen, best = candidate, found
-        return FittedRegression(reader, chosen, blind, batch_size)
+        return FittedRegression(done.reader, chosen, done.blind, size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,80 +100,5 @@ class FittedRegression:
         readings = self.reader.read(seen.update for seen in observations)
         if self.chosen is None:
             return torch.from_numpy(np.tile(self.blind, (len(observations), 1)))
-        return torch.from_numpy(_whole(self.chosen.predict(readings), self.batch_size))
-
-
-@dataclass(frozen=True, eq=False)
-class _Rehearsal:
-    """Batches to fit on and batches to judge by, from auxiliary images split between the two."""
-
-    client: Client
-    composition: str | None
-    batch_size: int
-    seed: int
-    pool: Pool
-    fit_pool: Pool
-    judge_pool: Pool
-
-    @classmethod
-    def of(cls, known: Knowledge) -> _Rehearsal:
-        # `require` has refused anything else; these tell the type checker.
-        assert known.auxiliary is not None
-        assert known.client is not None
-        assert known.num_classes is not None
-        assert known.batch_size is not None
-        pool = Pool.of(*known.auxiliary, known.num_classes)
-        seed = known.seed % 2**64
-        halves = pool.split(FIT_FRACTION, np.random.default_rng([seed, 0]))
-        return cls(known.client, known.composition, known.batch_size, seed, pool, *halves)
-
-    @property
-    def classes(self) -> int:
-        return len(self.pool.by_class)
-
-    def rng(self, purpose: int) -> np.random.Generator:
-        """A stream per purpose, so that the batches are the same whatever the defence sends back:
-        a client that remembers gradients of known batches then computes each of them once."""
-        return np.random.default_rng([self.seed, self.batch_size, purpose])
-
-    def fitting(self, trials: int) -> Iterator[tuple[Message, np.ndarray]]:
-        rng = self.rng(2)
-        known = trials // 2 if self.composition is not None else 0
-        for composition, share in ((self.composition, known), (None, trials - known)):
-            yield from rehearse(
-                self.client, self.fit_pool, composition, self.batch_size, share, rng
-            )
-
-    def judging(self, trials: int) -> Iterator[tuple[Message, np.ndarray]]:
-        yield from rehearse(
-            self.client, self.judge_pool, self.composition, self.batch_size, trials, self.rng(3)
-        )
-
-
-def _read(
-    reader: Reader, rehearsed: Iterator[tuple[Message, np.ndarray]]
-) -> tuple[Readings, np.ndarray]:
-    counts: list[np.ndarray] = []
-
-    def messages() -> Iterator[Message]:
-        for message, truth in rehearsed:
-            counts.append(truth)
-            yield message
-
-    readings = reader.read(messages())
-    return readings, np.stack(counts)
-
-
-def _whole(shares: np.ndarray, batch_size: int) -> np.ndarray:
-    return round_to_batch(shares * batch_size, batch_size)
-
-
-def _overlap(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    overlap: np.ndarray = np.minimum(found, truth).sum(axis=1) / truth.sum(axis=1)
-    return overlap
-
-
-def _clearly_above(found: np.ndarray, blind: np.ndarray) -> bool:
-    """Above blind by more than one standard error of the paired difference."""
-    gain = found - blind
-    return bool(gain.mean() > gain.std(ddof=1) / np.sqrt(len(gain)))
+        shares = self.chosen.predict(readings)
+        return torch.from_numpy(round_to_batch(shares * self.batch_size, self.batch_size))

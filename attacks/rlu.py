@@ -18,8 +18,8 @@ from gradguard.attacks.received import received_model, tells_the_received_model
 from gradguard.attacks.rounding import Floats, round_to_batch
 from gradguard.attacks.threat import Knowledge, NotApplicableError, Observation, require
 
-# The received model is forwarded once per message: a thousand images each would take minutes.
-RECEIVED_INPUTS = 256
+# The received model is forwarded once per message: a thousand images each would take too long.
+RECEIVED_INPUTS = 128
 
 
 @dataclass(frozen=True)

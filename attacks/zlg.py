@@ -17,8 +17,8 @@ from gradguard.attacks.threat import Knowledge, NotApplicableError, Observation,
 
 SOURCES = ("noise", "auxiliary")
 NOISE_DRAWS = 256
-# The received model is forwarded once per message: a thousand images each would take minutes.
-RECEIVED_INPUTS = 256
+# The received model is forwarded once per message: a thousand images each would take too long.
+RECEIVED_INPUTS = 128
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import numpy as np
 
 from gradguard.attacks.learning.class_summary import signed_root
 from gradguard.attacks.learning.kernel_ridge import Kernel, KernelRidge, fit_kernel_ridge
+from gradguard.attacks.learning.low_bits import fit_low_bits
 from gradguard.attacks.learning.readings import Readings
 from gradguard.attacks.learning.shared_network import fit_shared_network
 from gradguard.attacks.learning.template_scores import fit_template_scores
@@ -29,6 +30,15 @@ def _unit_columns(readings: Readings) -> np.ndarray:
     return unit
 
 
+def _ranks_of_body(readings: Readings) -> np.ndarray:
+    """The rank of every magnitude in its message, in [0, 1]: the same whatever the scale."""
+    order = np.argsort(np.abs(readings.body), axis=1)
+    ranks = np.empty(order.shape, dtype=np.float32)
+    steps = np.linspace(0, 1, order.shape[1], dtype=np.float32)
+    np.put_along_axis(ranks, order, np.broadcast_to(steps, order.shape), axis=1)
+    return ranks
+
+
 MAPS: dict[str, tuple[Kernel, Map]] = {
     "raw head": ("arc-cosine", lambda r: r.head),
     "head signs": ("arc-cosine", lambda r: np.sign(r.head)),
@@ -38,6 +48,9 @@ MAPS: dict[str, tuple[Kernel, Map]] = {
     "raw body": ("arc-cosine", lambda r: r.body),
     "body signs": ("arc-cosine", lambda r: np.sign(r.body)),
     "body roots": ("arc-cosine", lambda r: signed_root(r.body)),
+    # What is left of the order of magnitudes when signs and sizes are scrambled.
+    "body magnitudes": ("arc-cosine", lambda r: np.sqrt(np.sqrt(np.abs(r.body)))),
+    "body ranks": ("arc-cosine", _ranks_of_body),
     "surviving mask": (
         "arc-cosine",
         lambda r: (np.concatenate([r.head, r.body], axis=1) != 0).astype(np.float32),
@@ -77,6 +90,8 @@ def fit_bank(
         if values.shape[1] and values.any():
             ridge = fit_kernel_ridge(values, shares, features(held_out), score, kernel)
             yield Candidate(name, partial(_predict_ridge, ridge, features))
+    bits = fit_low_bits(readings, shares, held_out, score)
+    yield Candidate("low bits", bits.predict)
     alone = fit_shared_network(readings.summary, shares, seed)
     yield Candidate("network on class summaries", lambda r: alone.predict(r.summary))
     templates, honest = fit_template_scores(readings, shares)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 HIDDEN = 32
-EPOCHS = 60
+EPOCHS = 40
 BATCH = 64
 PEAK_RATE = 1e-2
 

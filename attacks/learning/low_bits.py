@@ -1,0 +1,103 @@
+"""Counts hidden in the last digits: which mantissa bits of which coordinates go with the labels.
+
+No regression on values sees them: a bit worth ``2**-22`` of a coordinate is lost in its variation.
+A client whose code writes there, by mistake or on purpose, would pass every other reader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradguard.attacks.learning.kernel_ridge import KernelRidge, correlation, fit_kernel_ridge
+from gradguard.attacks.learning.readings import Readings
+
+BITS = 8  # of the mantissa, from the last one that is used
+KEPT = 32  # the most telling bits; more would be chosen by chance
+SCREENED_ON = 500  # messages
+COLUMNS = 8192  # coordinates at a time
+MANTISSA = 0x7FFFFF
+
+
+@dataclass(frozen=True, eq=False)
+class LowBits:
+    """A regression on chosen bits.
+
+    Args:
+        coordinates: Which coordinate each chosen bit is in, of head and body together.
+        shifts: How far right each bit is shifted to become the last one.
+        ridge: From bits to label shares.
+    """
+
+    coordinates: np.ndarray
+    shifts: np.ndarray
+    ridge: KernelRidge
+
+    def predict(self, readings: Readings) -> np.ndarray:
+        """Predicted shares ``(messages, classes)``; not yet on the simplex."""
+        return self.ridge.predict(_bits(readings, self.coordinates, self.shifts))
+
+
+def fit_low_bits(
+    readings: Readings,
+    shares: np.ndarray,
+    held_out: Readings,
+    score: Callable[[np.ndarray], float],
+) -> LowBits:
+    """Choose the bits most correlated with the shares, and regress on them.
+
+    Args:
+        readings: Messages to fit on.
+        shares: Their true label shares, ``(messages, classes)``.
+        held_out: Messages that share no image with them.
+        score: Judges predicted shares for ``held_out``; higher is better.
+    """
+    last = _last_used_bit(readings)
+    strengths = []
+    for block in _blocks(readings):
+        used = block[:SCREENED_ON].view(np.uint32)
+        for bit in range(BITS):
+            features = ((used >> (last + bit)) & 1).astype(np.float32)
+            strengths.append(correlation(features, shares[:SCREENED_ON]))
+    widths = [len(s) for s in strengths]
+    starts = np.cumsum([0, *widths[::BITS]])[:-1]
+    strength = np.concatenate(strengths)
+    best = np.sort(np.argsort(-strength, kind="stable")[:KEPT])
+    chunk = np.searchsorted(np.cumsum(widths), best, side="right")
+    within = best - np.cumsum([0, *widths])[chunk]
+    coordinates, shifts = starts[chunk // BITS] + within, last + chunk % BITS
+    ridge = fit_kernel_ridge(
+        _bits(readings, coordinates, shifts),
+        shares,
+        _bits(held_out, coordinates, shifts),
+        score,
+        "arc-cosine",
+    )
+    return LowBits(coordinates, shifts, ridge)
+
+
+def _blocks(readings: Readings) -> Iterator[np.ndarray]:
+    """Contiguous float32 columns of head and body, ``(messages, at most COLUMNS)``."""
+    for part in (readings.head, readings.body):
+        for low in range(0, part.shape[1], COLUMNS):
+            yield np.ascontiguousarray(part[:, low : low + COLUMNS], dtype=np.float32)
+
+
+def _last_used_bit(readings: Readings) -> int:
+    """0 for float32; messages in half precision leave the last 13 or 16 bits empty."""
+    used = 0
+    for block in _blocks(readings):
+        used |= int(np.bitwise_or.reduce(block.view(np.uint32), axis=None)) & MANTISSA
+    return 0 if used == 0 else (used & -used).bit_length() - 1
+
+
+def _bits(readings: Readings, coordinates: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+    head = readings.head
+    in_head = coordinates < head.shape[1]
+    values = np.empty((len(readings), len(coordinates)), dtype=np.float32)
+    values[:, in_head] = head[:, coordinates[in_head]]
+    values[:, ~in_head] = readings.body[:, coordinates[~in_head] - head.shape[1]]
+    bits: np.ndarray = (values.view(np.uint32) >> shifts.astype(np.uint32)) & 1
+    return bits.astype(np.float32)
