@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -101,6 +102,7 @@ def _gains(cells: int) -> Iterator[dict[str, np.ndarray]]:
         yield gains | {WORST: scores.gain(scores.worst)}
 
 
+@functools.cache
 def listen(cells: int = CELLS) -> Silence:
     """Every attack on every cell.
 
