@@ -15,7 +15,8 @@ from gradguard.attacks.learning.kernel_ridge import KernelRidge, correlation, fi
 from gradguard.attacks.learning.readings import Readings
 
 BITS = 8  # of the mantissa, from the last one that is used
-KEPT = 32  # the most telling bits; more would be chosen by chance
+KEPT = 32  # the most telling bits, at most
+TELLING = 0.2  # of the most telling bit's correlation; weaker ones were chosen by chance
 SCREENED_ON = 500  # messages
 COLUMNS = 8192  # coordinates at a time
 MANTISSA = 0x7FFFFF
@@ -65,6 +66,7 @@ def fit_low_bits(
     starts = np.cumsum([0, *widths[::BITS]])[:-1]
     strength = np.concatenate(strengths)
     best = np.sort(np.argsort(-strength, kind="stable")[:KEPT])
+    best = best[strength[best] >= TELLING * strength.max()]
     chunk = np.searchsorted(np.cumsum(widths), best, side="right")
     within = best - np.cumsum([0, *widths])[chunk]
     coordinates, shifts = starts[chunk // BITS] + within, last + chunk % BITS

@@ -114,7 +114,7 @@ def _out_of_fold(answers: list[np.ndarray], truth: np.ndarray) -> np.ndarray:
 def _weights(answers: list[np.ndarray], truth: np.ndarray) -> np.ndarray:
     """Non-negative least squares from answers to true shares."""
     matrix = np.stack([answer.ravel() for answer in answers], axis=1)
-    weights, _ = nnls(matrix, (truth / truth[0].sum()).ravel())
+    weights: np.ndarray = nnls(matrix, (truth / truth[0].sum()).ravel())[0]
     # The last answer is the blind guess: what to say where all others are silent.
     return weights if weights.any() else np.eye(len(answers))[-1]
 
