@@ -55,21 +55,14 @@ def fit_low_bits(
         held_out: Messages that share no image with them.
         score: Judges predicted shares for ``held_out``; higher is better.
     """
-    last = _last_used_bit(readings)
-    strengths = []
-    for block in _blocks(readings):
-        used = block[:SCREENED_ON].view(np.uint32)
-        for bit in range(BITS):
-            features = ((used >> (last + bit)) & 1).astype(np.float32)
-            strengths.append(correlation(features, shares[:SCREENED_ON]))
-    widths = [len(s) for s in strengths]
-    starts = np.cumsum([0, *widths[::BITS]])[:-1]
-    strength = np.concatenate(strengths)
-    best = np.sort(np.argsort(-strength, kind="stable")[:KEPT])
+    found = [_telling(block, shares) for block in _blocks(readings)]
+    strength = np.concatenate([each[0] for each in found])
+    starts = np.cumsum([0, *(block.shape[1] for block in _blocks(readings))])
+    where = [each[1] + start for each, start in zip(found, starts, strict=False)]
+    best = np.argsort(-strength, kind="stable")[:KEPT]
     best = best[strength[best] >= TELLING * strength.max()]
-    chunk = np.searchsorted(np.cumsum(widths), best, side="right")
-    within = best - np.cumsum([0, *widths])[chunk]
-    coordinates, shifts = starts[chunk // BITS] + within, last + chunk % BITS
+    coordinates = np.concatenate(where)[best]
+    shifts = np.concatenate([each[2] for each in found])[best]
     ridge = fit_kernel_ridge(
         _bits(readings, coordinates, shifts),
         shares,
@@ -87,11 +80,23 @@ def _blocks(readings: Readings) -> Iterator[np.ndarray]:
             yield np.ascontiguousarray(part[:, low : low + COLUMNS], dtype=np.float32)
 
 
-def _last_used_bit(readings: Readings) -> int:
+def _telling(block: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Correlation, column and shift of the most telling bits of some coordinates."""
+    used, last = block[:SCREENED_ON].view(np.uint32), _last_used_bit(block)
+    strength = np.stack(
+        [
+            correlation(((used >> (last + bit)) & 1).astype(np.float32), shares[:SCREENED_ON])
+            for bit in range(BITS)
+        ]
+    )
+    best = np.argsort(-strength, axis=None, kind="stable")[:KEPT]
+    bits, columns = np.unravel_index(best, strength.shape)
+    return strength[bits, columns], columns, last + bits
+
+
+def _last_used_bit(block: np.ndarray) -> int:
     """0 for float32; messages in half precision leave the last 13 or 16 bits empty."""
-    used = 0
-    for block in _blocks(readings):
-        used |= int(np.bitwise_or.reduce(block.view(np.uint32), axis=None)) & MANTISSA
+    used = int(np.bitwise_or.reduce(block.view(np.uint32), axis=None)) & MANTISSA
     return 0 if used == 0 else (used & -used).bit_length() - 1
 
 
