@@ -97,9 +97,10 @@ def counts_from_set(sums: Floats, members: np.ndarray, sizes: Ints) -> Ints:
     left = np.where(members, sums, np.inf)
     once = (members & (ranks(left) < sizes[:, None])).astype(np.int64)
     usable = (impact < 0) & members.any(axis=1, keepdims=True)
-    # Rows without an impact are full from the start, so that nothing is spent on them.
+    # Rows without an impact are full from the start, so that nothing is spent on them. LLG takes
+    # the impact of the first outputs out too; every member has one, and no minimum moves.
     start = np.where(usable, once, even)
-    return fill_greedily(start, left - impact * once, steps=-impact, sizes=sizes)
+    return fill_greedily(start, left, steps=-impact, sizes=sizes)
 
 
 def check_applicable(batch_size: int | None, num_classes: int | None, features: int | None) -> None:

@@ -67,6 +67,13 @@ def test_larger_batches_are_spread_evenly_over_the_classes_with_a_negative_row_s
     assert infer(-weight.abs(), 2) == [0, 1, 1, 0]  # no more classes than examples
 
 
+def test_classes_with_an_empty_row_are_not_named() -> None:
+    """Rows of zeros, of confidences that round to zero, oppose no other and are in no set."""
+    weight = torch.tensor([[0.0], [-0.5], [0.5]])
+    assert infer(weight, 1) == [0, 1, 0]
+    assert infer(weight, 4) == [0, 4, 0]
+
+
 def test_batches_of_one_and_of_several_may_come_together() -> None:
     weights = {1: torch.tensor([[0.2], [-0.5], [0.3]]), 4: torch.tensor([[-1.0], [-2.0], [3.0]])}
     seen = [Observation({"w": weight}, size, 3) for size, weight in weights.items()]

@@ -78,6 +78,12 @@ def test_the_programme_decides_where_least_squares_are_not_clear() -> None:
         assert present_classes(directions).tolist() == [True, True, expected]
 
 
+def test_a_vector_between_distant_others_is_not_separable() -> None:
+    angles = np.radians([0.0, 65.0, -65.0])
+    directions = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    assert present_classes(directions).tolist() == [False, True, True]
+
+
 def test_small_batches_among_many_classes_are_named_exactly() -> None:
     for seed in range(20):
         weight, counts = random_gradient(seed, size=8, classes=40, features=30)
