@@ -56,9 +56,11 @@ def evaluate(
     same model for every defence: rows then differ by the defence alone, and a defence that
     post-processes another can be compared with it. It has been trained on clients' images that
     are in no attacked batch: what a model has memorised leaks least. Accuracy comes from training
-    *with* the defence on all clients' images, through ``Defense.attach``. What is attacked is the
-    mean of the messages of a fresh client's first ``attack.rounds`` rounds, all computed from one
-    batch at one model; see :class:`gradguard.evaluation.exchange.Exchange`.
+    *with* the defence on all clients' images, through ``Defense.attach``, or as
+    :func:`gradguard.evaluation.federated.train_federated` does where the server sees a sum over a
+    cohort or clients train locally. What is attacked is the mean of the messages of a fresh
+    client's first ``attack.rounds`` rounds, all computed from one batch at one model; see
+    :class:`gradguard.evaluation.exchange.Exchange`.
 
     Guarantees:
 

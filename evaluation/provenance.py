@@ -11,6 +11,7 @@ import torch
 
 from gradguard.attacks.threat import Attack
 from gradguard.evaluation.bench import Bench, per_seed
+from gradguard.evaluation.study import Study
 
 METHOD = (
     "Stage init attacks fresh models; stage trained attacks the same models trained without a "
@@ -18,6 +19,19 @@ METHOD = (
     "Intervals are 95 %: bootstrap over model seeds and batches for attacks, t for accuracy. "
     "The worst attack is chosen on calibration batches and scored on others that share no image "
     "with them. Every figure is what these attackers achieve, a lower bound on what leaks."
+)
+ROUNDS = (
+    "Over several rounds a client sends messages of one batch, at one model, and the server takes "
+    "their mean."
+)
+COHORTS = (
+    "Of a cohort the server sees the mean message, and one client's labels are asked for; the "
+    "others' batches have the same composition. Accuracy is that of training on such means."
+)
+LOCAL_TRAINING = (
+    "Clients train locally on the attacked batch and send the change of the model, without "
+    "buffers; the attacked trained model itself was trained on gradients. Accuracy is that of a "
+    "server that applies the change of one client after the other."
 )
 _PACKAGES = ("gradguard", "torch", "numpy", "scipy", "scikit-learn", "opacus")
 
@@ -28,7 +42,7 @@ def provenance(
     """Versions, seed, command, sizes of the parts, numbers of batches, and time taken."""
     study, repeats = bench.study, bench.study.attacked_seeds
     return {
-        "method": METHOD,
+        "method": _method(study),
         "started": started,
         "wall_seconds": round(seconds, 1),
         "command": " ".join(command),
@@ -55,6 +69,17 @@ def provenance(
         },
         "attacked_model_accuracy": bench.undefended_accuracies(),
     }
+
+
+def _method(study: Study) -> str:
+    said = [METHOD]
+    if max(study.attack.rounds) > 1:
+        said.append(ROUNDS)
+    if any(defense.cohort > 1 for defense in study.defenses):
+        said.append(COHORTS)
+    if study.client is not None:
+        said.append(LOCAL_TRAINING)
+    return " ".join(said)
 
 
 def _simulated(attack: Attack) -> int:

@@ -64,7 +64,8 @@ class Row:
             :data:`gradguard.evaluation.knowledge.LEVELS`; the last is the worst attack. Empty in
             reports that were written before it was measured.
         epsilon: Of a training run with the defence, at ``delta``, for one record added or
-            removed; an upper value, and infinite where there is none. ``None`` without
+            removed; no less than that of the attacked rounds where these are several; an
+            upper value, and infinite where there is none. ``None`` without
             differential privacy, as are the next two.
         delta: See ``epsilon``.
         certificate: Upper bounds on what any attacker reads; see

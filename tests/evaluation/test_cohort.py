@@ -133,6 +133,8 @@ def test_aggregation_hides_what_a_client_alone_gives_away() -> None:
     assert alone.attacks["LLG"].asr > four.attacks["LLG"].asr > sixteen.attacks["LLG"].asr
     assert report.provenance["warnings"] == []
     assert report.study["defense"][1]["cohort"] == 4
+    assert "Of a cohort the server sees the mean" in report.provenance["method"]
+    assert "several rounds" not in report.provenance["method"]
 
 
 def test_defences_are_nested_in_those_of_larger_cohorts_and_the_same_chain() -> None:

@@ -93,6 +93,7 @@ def test_rounds_are_rows_of_their_own_over_the_same_batches(small: Report) -> No
     assert [(row.defense, row.rounds) for row in report.rows] == [
         *(("none", 1), ("top-k", 1), ("none", 5), ("top-k", 5)),
     ]
+    assert "Over several rounds" in report.provenance["method"]
     once, pooled = timeless(report)[:2], timeless(report)[2:]
     assert once == timeless(small)
     # These two send the same in every round.

@@ -175,6 +175,7 @@ def test_a_study_of_local_training_reports_a_leak() -> None:
     first = evaluate(study)
     assert first.rows[0].advantage_ci[0] > 0.1
     assert first.study["client"] == LOCAL | {"optimizer": "sgd", "momentum": 0.0, "decay": 1.0}
+    assert "Clients train locally" in first.provenance["method"]
     again = evaluate(Study.from_dict(first.study))
     assert [replace(row, step_overhead=1.0) for row in again.rows] == [
         replace(row, step_overhead=1.0) for row in first.rows
