@@ -33,7 +33,7 @@ def trained(model: nn.Module, inputs: Tensor, labels: Tensor, steps: int) -> nn.
     for _ in range(steps):
         rows = torch.randint(len(inputs), (64,), generator=rng)
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(inputs[rows]), labels[rows]).backward()
+        nn.functional.cross_entropy(model(inputs[rows]), labels[rows]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return model
 
@@ -50,7 +50,7 @@ def local_change(
     optimizer = torch.optim.SGD(end.parameters(), lr=rate, momentum=momentum)
     for inputs, labels in batches:
         optimizer.zero_grad()
-        nn.functional.cross_entropy(end(inputs), labels).backward()
+        nn.functional.cross_entropy(end(inputs), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     after = dict(end.named_parameters())
     update = {n: (p - after[n]).detach() for n, p in model.named_parameters()}
