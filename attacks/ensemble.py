@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gradguard.attacks.learning.bank import Candidate
-from gradguard.attacks.learning.practice import practise
+from gradguard.attacks.learning.practice import estimated, practise
 from gradguard.attacks.learning.readings import Reader
 from gradguard.attacks.learning.stacking import Stack, choose_stack
 from gradguard.attacks.threat import FittedAttack, Knowledge, Observation, require
@@ -114,5 +114,5 @@ class FittedEnsemble:
             elif i < len(self.candidates):
                 yield self.candidates[i].predict(readings)
             else:
-                yield self.members[i - len(self.candidates)].infer(observations).numpy() / size
+                yield estimated(self.members[i - len(self.candidates)], observations) / size
         yield np.tile(self.blind / size, (len(observations), 1))

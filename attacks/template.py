@@ -119,6 +119,16 @@ class FittedTemplateRegression:
     batch_size: int
 
     def infer(self, observations: Sequence[Observation]) -> Tensor:
+        return as_counts(self.counts(*self._systems(observations)))
+
+    def estimate(self, observations: Sequence[Observation]) -> Floats:
+        """The counts before they are made whole, for attacks that build on this one."""
+        a, b = self._systems(observations)
+        every = np.zeros((len(b), self.num_classes))
+        every[:, self.classes] = self.decoder.estimate(a, b, self.batch_size)
+        return every
+
+    def _systems(self, observations: Sequence[Observation]) -> tuple[Floats, Floats]:
         sizes = batch_sizes(observations)
         if observations[0].num_classes != self.num_classes or (sizes != self.batch_size).any():
             raise ValueError(
@@ -126,8 +136,8 @@ class FittedTemplateRegression:
                 f"{sorted(set(sizes.tolist()))} and {observations[0].num_classes}; "
                 "fit again with that Knowledge"
             )
-        messages = np.stack([read_message(o.update, self.coordinates) for o in observations])
-        return as_counts(self.counts(*self.system(messages)))
+        messages = [read_message(o.update, self.coordinates) for o in observations]
+        return self.system(np.stack(messages))
 
     def system(self, messages: np.ndarray) -> tuple[Floats, Floats]:
         """Normal equations of the sums of gradients ``B g``."""

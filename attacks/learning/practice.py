@@ -22,7 +22,13 @@ from gradguard.attacks.rounding import round_to_batch
 from gradguard.attacks.simulation import Message
 from gradguard.attacks.template import TemplateRegression
 from gradguard.attacks.templates.class_gradients import fingerprint
-from gradguard.attacks.threat import Attack, FittedAttack, Knowledge, NotApplicableError
+from gradguard.attacks.threat import (
+    Attack,
+    FittedAttack,
+    Knowledge,
+    NotApplicableError,
+    Observation,
+)
 
 MEMBERS: tuple[Attack, ...] = (
     LLG(),
@@ -128,11 +134,18 @@ def _read(
             truths.extend(truth for _, truth in shown)
             seen = [knowledge.observe(message) for message, _ in shown]
             for member, answer in zip(members, answers, strict=True):
-                answer.append(member.infer(seen).numpy())
+                answer.append(estimated(member, seen))
             yield from (message for message, _ in shown)
 
     readings = reader.read(messages())
     return readings, np.stack(truths), [np.concatenate(answer) for answer in answers]
+
+
+def estimated(member: FittedAttack, seen: Sequence[Observation]) -> np.ndarray:
+    """A member's counts, before they are made whole if it tells them."""
+    estimate = getattr(member, "estimate", None)
+    counts: np.ndarray = member.infer(seen).numpy() if estimate is None else estimate(seen)
+    return counts
 
 
 def _chunks(

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from gradguard.attacks.rounding import Floats, Ints, round_to_batch
-from gradguard.attacks.templates.posterior import Prior, posterior_counts
+from gradguard.attacks.templates.posterior import Prior, posterior_counts, posterior_tails
 from gradguard.attacks.templates.simplex_regression import solve_counts
 
 
@@ -17,6 +17,10 @@ class Decoder(Protocol):
 
     def decode(self, a: Floats, b: Floats, batch_size: int) -> Ints:
         """Counts that sum to ``batch_size``, shape ``(messages, classes)``."""
+        ...
+
+    def estimate(self, a: Floats, b: Floats, batch_size: int) -> Floats:
+        """The counts before they are made whole: least squares, or the posterior mean."""
         ...
 
 
@@ -29,10 +33,11 @@ class LeastSquares:
     free: bool
 
     def decode(self, a: Floats, b: Floats, batch_size: int) -> Ints:
+        return round_to_batch(self.estimate(a, b, batch_size), batch_size)
+
+    def estimate(self, a: Floats, b: Floats, batch_size: int) -> Floats:
         sizes = np.full(len(b), batch_size, dtype=np.int64)
-        return round_to_batch(
-            solve_counts(a, b, sizes, free=self.free, ridge=self.ridge), batch_size
-        )
+        return solve_counts(a, b, sizes, free=self.free, ridge=self.ridge)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,11 +57,26 @@ class Posterior:
     extended: bool
 
     def decode(self, a: Floats, b: Floats, batch_size: int) -> Ints:
-        likely = LeastSquares(ridge=1e-6, free=False).decode(a, b, batch_size)
         return posterior_counts(
             a,
             b,
             prior=self.prior,
-            likely=likely if self.extended else None,
+            likely=self._likely(a, b, batch_size),
             temperature=self.temperature,
         )
+
+    def estimate(self, a: Floats, b: Floats, batch_size: int) -> Floats:
+        tails = posterior_tails(
+            a,
+            b,
+            prior=self.prior,
+            likely=self._likely(a, b, batch_size),
+            temperature=self.temperature,
+        )
+        mean: Floats = tails.sum(axis=2, dtype=np.float64)
+        return mean
+
+    def _likely(self, a: Floats, b: Floats, batch_size: int) -> Ints | None:
+        if not self.extended:
+            return None
+        return LeastSquares(ridge=1e-6, free=False).decode(a, b, batch_size)

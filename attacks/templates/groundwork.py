@@ -19,7 +19,6 @@ from gradguard.attacks.threat import Knowledge, NotApplicableError
 
 COORDINATES = 2**16  # of the head's weight and of all other layers, each
 PILOTS = 4
-REHEARSED = 64
 
 _remembered = Remembered(entries=6)
 
@@ -54,7 +53,7 @@ def _prepare(knowledge: Knowledge, head: str | None) -> Groundwork:
     assert knowledge.model is not None  # for the type checker; fit has checked
     assert knowledge.auxiliary is not None
     assert knowledge.num_classes is not None
-    batches = draw_batches(knowledge, REHEARSED)
+    batches = draw_batches(knowledge, rehearsed(knowledge))
     coordinates = _choose(knowledge, head, batches[:PILOTS])
     gradients = _remembered(
         knowledge.model,
@@ -73,6 +72,12 @@ def _prepare(knowledge: Knowledge, head: str | None) -> Groundwork:
     labels = labels_array(knowledge.auxiliary[1], knowledge.num_classes)
     share = np.bincount(labels)[gradients.classes] / len(labels)
     return Groundwork(coordinates, tensors, gradients, rehearsal, tuple(share.tolist()))
+
+
+def rehearsed(knowledge: Knowledge) -> int:
+    """How many batches choose between decoders: more where a batch holds few labels."""
+    assert knowledge.batch_size is not None  # for the type checker; fit has checked
+    return min(256, max(64, 512 // knowledge.batch_size))
 
 
 def _choose(

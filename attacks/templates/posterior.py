@@ -78,9 +78,22 @@ def posterior_counts(
     ... )
     array([[2, 0]])
     """
+    tails = posterior_tails(a, b, prior=prior, likely=likely, temperature=temperature)
+    size = tails.shape[2]
+    return np.stack([greedy_constant_guess(one.astype(np.float64), size)[0] for one in tails])
+
+
+def posterior_tails(
+    a: Floats, b: Floats, *, prior: Prior, likely: Ints | None, temperature: float
+) -> Singles:
+    """``P(n_c >= m)`` for ``m = 1..B``, float32 of shape ``(messages, classes, B)``.
+
+    Its sum over ``m`` is the posterior mean of the counts. Arguments as in
+    :func:`posterior_counts`.
+    """
     size = int(prior.counts[0].sum())
     reached = _reached(prior.counts, size).astype(np.float32)
-    guesses = []
+    parts = []
     for start in range(0, len(b), CHUNK):
         part = slice(start, start + CHUNK)
         systems = a if len(a) == 1 else a[part]
@@ -89,9 +102,9 @@ def posterior_counts(
         tails = weights[:, : len(reached)] @ reached
         if own is not None:
             tails = tails + weights[:, -1:] * _reached(own, size)
-        for one in tails.reshape(len(tails), -1, size):
-            guesses.append(greedy_constant_guess(one.astype(np.float64), size)[0])
-    return np.stack(guesses)
+        parts.append(tails.reshape(len(tails), -1, size))
+    joined: Singles = np.concatenate(parts)
+    return joined
 
 
 def _weights(a: Floats, b: Floats, prior: Prior, likely: Ints | None, divisor: float) -> Singles:
