@@ -8,7 +8,15 @@ import time
 
 from benchmarks.mnist import NoImagesError
 
-NAMES = ("llg_reproduction", "llg_plus_speed", "worst_case", "dp_step", "dp_tradeoff", "demo")
+NAMES = (
+    "llg_reproduction",
+    "llg_plus_speed",
+    "worst_case",
+    "dp_step",
+    "dp_tradeoff",
+    "demo",
+    "attackers",
+)
 
 
 def run(names: list[str]) -> int:
