@@ -20,7 +20,7 @@ from gradguard.attacks.negative_columns import NegativeColumns
 from gradguard.attacks.rlu import RLU
 from gradguard.attacks.rounding import round_to_batch
 from gradguard.attacks.simulation import Message
-from gradguard.attacks.template import TemplateRegression
+from gradguard.attacks.template import FittedTemplateRegression, TemplateRegression
 from gradguard.attacks.templates.class_gradients import fingerprint
 from gradguard.attacks.threat import (
     Attack,
@@ -142,9 +142,10 @@ def _read(
 
 
 def estimated(member: FittedAttack, seen: Sequence[Observation]) -> np.ndarray:
-    """A member's counts, before they are made whole if it tells them."""
-    estimate = getattr(member, "estimate", None)
-    counts: np.ndarray = member.infer(seen).numpy() if estimate is None else estimate(seen)
+    """A member's counts; those of templates before they are made whole."""
+    if isinstance(member, FittedTemplateRegression):
+        return member.estimate(seen)
+    counts: np.ndarray = member.infer(seen).numpy()
     return counts
 
 
