@@ -30,12 +30,12 @@ def plain_solution(confidence: Floats, bias: Floats) -> Floats:
     matrix = (confidence - np.eye(len(bias))).T
     shares = np.full(len(bias), 1 / len(bias))
     rate = 1 / (float(np.linalg.norm(matrix, 2)) ** 2 + 1e-12)
-    for _ in range(20_000):
+    for _ in range(2_000):
         shares = project_to_simplex([shares - rate * matrix.T @ (matrix @ shares - bias)], 1)[0]
     return shares
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     arrays(np.float64, (4, 4), elements=st.integers(-8, 8).map(lambda i: i / 4)),
     arrays(np.float64, (4,), elements=st.integers(-8, 8).map(lambda i: i / 8)),
@@ -46,7 +46,7 @@ def test_solution_is_the_least_squares_one_on_the_simplex(logits: Floats, bias: 
     assert (found >= 0).all()
     assert found.sum() == pytest.approx(1)
     best = residual(confidence, bias, plain_solution(confidence, bias))
-    assert residual(confidence, bias, found) <= best + 1e-6
+    assert residual(confidence, bias, found) <= best + 1e-9
 
 
 @pytest.mark.parametrize("size", [1e-9, 1.0])
@@ -195,7 +195,7 @@ def test_ten_local_epochs_of_fresh_models_are_read(
         for seed in range(2):
             model, images, known = prepared(colour, name, seed)
             rng = np.random.default_rng(seed)
-            drawn = [draw(*images, 64, composition, rng) for _ in range(6)]
+            drawn = [draw(*images, 64, composition, rng) for _ in range(4)]
             counts = np.stack([c for _, _, c in drawn])
             seen = [local_change(model, [(x, y)] * 10, 0.01, momentum) for x, y, _ in drawn]
             found = RLU(momentum).fit(known).infer(seen)
@@ -209,7 +209,13 @@ def test_ten_local_epochs_of_fresh_models_are_read(
 
 @pytest.mark.slow
 def test_trained_models_are_read_better_than_by_one_confidence_yet_not_well() -> None:
-    """MEASURED"""
+    """The digest quotes that at 90 % accuracy ZLG+ trails RLU by 21 to 33 points.
+
+    Measured at 94 % accuracy (300 steps on MNIST, four seeds, skewed batches of 64): RLU .62, ZLG+
+    .45, as published and as RLU's repository has it, BiasCount .45; the flat guess has .39. Not
+    reproduced: that one epoch is read nearly perfectly everywhere. On batches of 8 RLU has .44
+    there; on a fresh model 1.00.
+    """
     scores: dict[str, list[float]] = {}
     for seed in range(4):
         model, images, known = prepared(False, "cnn-relu", seed, 300)
@@ -220,8 +226,8 @@ def test_trained_models_are_read_better_than_by_one_confidence_yet_not_well() ->
         for attack in (RLU(), ZLG("auxiliary"), BiasCount()):
             found = overlap(attack.fit(known).infer(seen), counts)
             scores.setdefault(type(attack).__name__, []).append(found)
-        assert known.auxiliary is not None
-        own = released_zlg_plus(known, seen)
-        scores.setdefault("released", []).append(overlap(own, counts))
-    print({n: np.round(s, 2) for n, s in scores.items()})
-    assert np.mean(scores["RLU"]) > np.mean(scores["ZLG"]) + 0.08
+        own = overlap(released_zlg_plus(known, seen), counts)
+        scores.setdefault("released", []).append(own)
+    assert np.mean(scores["RLU"]) > np.mean(scores["ZLG"]) + 0.1
+    assert np.mean(scores["RLU"]) > np.mean(scores["released"]) + 0.1
+    assert np.mean(scores["RLU"]) < 0.75
