@@ -121,6 +121,9 @@ def solve_counts(confidence: Floats, bias: Floats) -> Floats:
     Args:
         confidence: ``S``, shape ``(classes, classes)``, rows over true classes.
         bias: The bias gradient ``db``, shape ``(classes,)``.
+
+    >>> solve_counts(np.array([[0.8, 0.2], [0.4, 0.6]]), np.array([0.1, -0.1])).round(2).tolist()
+    [0.5, 0.5]
     """
     classes = len(bias)
     # With sum q = 1 the right-hand side moves into the columns. The problem is then homogeneous,
