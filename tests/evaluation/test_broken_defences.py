@@ -131,13 +131,13 @@ def not_read_from_the_head(row: Row) -> None:
 
 @pytest.mark.parametrize("theta", [0.4, 0.8])
 def test_the_llg_repositorys_compression(theta: float) -> None:
-    """Measured .99 and .93; LLG, by which it was judged, .13 at .8."""
+    """Measured .99 and .93; by LLG, which it was said to stop, .13 and .13."""
     row = called_leaking(reported(ZippedCompression(theta)), at_least=0.75)
     assert row.attacks["LLG"].advantage < row.advantage - 0.2
 
 
 def test_noise_from_a_public_seed() -> None:
-    """Measured .99, and .02 by attackers who do not know the defence."""
+    """Measured 1.00, and .01 by attackers who do not know the defence."""
     row = called_leaking(reported(PublicNoise(3.0)), at_least=0.8)
     assert row.knowledge["+ auxiliary data"].advantage < 0.3
     assert row.knowledge["+ defence"].advantage == row.advantage
@@ -146,7 +146,7 @@ def test_noise_from_a_public_seed() -> None:
 @pytest.mark.xfail(
     strict=True,
     raises=AssertionError,
-    reason="measured .18 (.11-.25), but .77 once the noise is subtracted: found, and understated",
+    reason="measured .21 (.12-.31), but .77 once the noise is subtracted: found, and understated",
 )
 def test_noise_from_a_public_seed_on_a_trained_model_hides_nothing() -> None:
     called_leaking(reported(PublicNoise(1.0), stage="trained"), at_least=0.55)
@@ -160,31 +160,31 @@ def test_laplace_noise_on_the_head_alone() -> None:
 
 @pytest.mark.parametrize(("stage", "floor"), [("init", 0.8), ("trained", 0.55)])
 def test_clipping_without_noise(stage: str, floor: float) -> None:
-    """Measured 1.00 and .78."""
+    """Measured 1.00 and .76."""
     called_leaking(reported(ClipByGlobalNorm(0.01), stage=stage), at_least=floor)
 
 
 @pytest.mark.parametrize(("stage", "floor"), [("init", 0.8), ("trained", 0.55)])
 def test_signs(stage: str, floor: float) -> None:
-    """Measured .97 and .79."""
+    """Measured .97 and .77, which is what an undefended trained model has."""
     called_leaking(reported(Sign(), stage=stage), at_least=floor)
 
 
 @pytest.mark.parametrize(("stage", "floor"), [("init", 0.8), ("trained", 0.6)])
 def test_label_smoothing(stage: str, floor: float) -> None:
-    """Measured 1.00 and .87 with a share of .4; without smoothing 1.00 and .77."""
+    """Measured 1.00 and .88 with a share of .4; without smoothing 1.00 and .77."""
     called_leaking(reported([], stage=stage, smoothing=0.4), at_least=floor)
 
 
 @pytest.mark.parametrize(("stage", "floor"), [("init", 0.8), ("trained", 0.3)])
 def test_withholding_the_head(stage: str, floor: float) -> None:
-    """Measured .99 and .51."""
+    """Measured .99 and .49."""
     row = called_leaking(reported(Withhold("head.*"), stage=stage), at_least=floor)
     not_read_from_the_head(row)
 
 
 def test_keeping_one_coordinate_in_a_thousand() -> None:
-    """Measured .97; by LLG, .2."""
+    """Measured 1.00; by LLG, .00."""
     row = called_leaking(reported(KeepTopK(0.001, scope="global")), at_least=0.8)
     assert row.attacks["LLG"].advantage < row.advantage - 0.2
 
