@@ -24,18 +24,9 @@ from tests.controls.planted import BATCH, PLANTS, RESCALED, Plant, images
 SCORED = 240
 
 UNREAD: dict[str, str] = {
-    "presence in low bits": "measured .02: no reader looks at single digits",
-    "counts in low bits": "measured .00: no reader looks at single digits",
-    "majority in low bits": "measured .00: no reader looks at single digits",
-    "two largest in low bits": "measured .02: no reader looks at single digits",
-    "presence in low bits, times a power of two": "measured .02: no reader looks at digits",
-    "counts in low bits, times a power of two": "measured .00: no reader looks at digits",
-    "majority in low bits, times a power of two": "measured .00: no reader looks at digits",
-    "two largest in low bits, times a power of two": "measured .00: no reader looks at digits",
-    "majority in one norm": "measured .49, of .78 that can be read",
-    "majority in one norm, times a random factor": "measured .39, of .78 that can be read",
-    "counts in order of magnitudes": "measured .00: no reader looks at magnitudes without signs",
-    "counts in order of magnitudes, times a random factor": "measured .00: likewise",
+    "presence in low bits": "measured .46: the reader looks at the last 8 of 10 bits",
+    "counts in low bits": "measured .31: the reader looks at the last 8 of 16 bits",
+    "counts in low bits, times a power of two": "measured .30: likewise",
 }
 """Plants that today's readers miss, with what they reach; empty it as readers are added."""
 
