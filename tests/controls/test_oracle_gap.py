@@ -18,11 +18,7 @@ from tests.controls.oracle import TOYS, Toy
 
 CALIBRATION, SCORED = 400, 1600
 
-UNREACHED: dict[str, str] = {
-    # Measured: on 3,000 victims the decoder with temperature 4 reaches .99 and .98 of the oracle.
-    "one example, strong noise": "measured .955: the decoder is chosen on 64 rehearsed batches",
-    "one example, drowned": "measured .935: the decoder is chosen on 64 rehearsed batches",
-}
+UNREACHED: dict[str, str] = {}
 """Toys on which today's attacks fall short, with what they reach; empty it as they improve."""
 
 every_toy = pytest.mark.parametrize("toy", TOYS, ids=repr)
