@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, TypeVar
 
 from torch import nn
@@ -177,18 +177,21 @@ def build(spec: type[Spec], section: str, table: object) -> Spec:
     """A spec from a table of a study file; an unknown key names the nearest known one."""
     if not isinstance(table, Mapping):
         raise UnusableInputError(f"[{section}] must be a table of keys and values, got {table!r}")
-    # Every spec is a dataclass, some with a marker of keywords.
-    known = [f.name for f in fields(spec) if f.name != "_"]  # type: ignore[arg-type]
+    every = fields(spec)  # type: ignore[arg-type]  # every spec is a dataclass
+    known = [f.name for f in every]
     for key in table:
         if key not in known:
             raise unknown(f"key in [{section}]", key, known)
+    for f in every:
+        if f.default is MISSING and f.default_factory is MISSING and f.name not in table:
+            raise UnusableInputError(f"[{section}] needs {f.name}, which has no default")
     # TOML has arrays where a frozen dataclass has tuples.
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
     try:
         return spec(**values)
-    except (TypeError, ValueError) as error:
-        if isinstance(error, UnusableInputError):
-            raise
+    except UnusableInputError:
+        raise
+    except (TypeError, ValueError) as error:  # of a dataclass that is not only a study's
         raise UnusableInputError(f"[{section}]: {one_line(error)}") from error
 
 

@@ -41,8 +41,8 @@ def test_a_client_table_survives_a_round_trip() -> None:
     [
         ({"epochs": 0, "learning_rate": 0.1}, r"\[client\]: epochs must be a whole number"),
         ({"epoch": 1, "learning_rate": 0.1}, r"\[client\]: 'epoch'; did you mean 'epochs'"),
-        ({"learning_rate": 0.1}, r"\[client\]: .*'epochs'"),
-        ({"epochs": 1}, r"\[client\]: .*'learning_rate'"),
+        ({"learning_rate": 0.1}, r"\[client\] needs epochs"),
+        ({"epochs": 1}, r"\[client\] needs learning_rate"),
         ({"epochs": 1, "learning_rate": -1}, r"\[client\]: learning_rate must be"),
         (3, r"\[client\] must be a table"),
     ],
