@@ -12,6 +12,7 @@ from gradguard.attacks.baselines import BestConstant
 from gradguard.attacks.bias_count import BiasCount
 from gradguard.attacks.ilrg import ILRG
 from gradguard.attacks.learning.bank import Candidate, fit_bank
+from gradguard.attacks.learning.offset import constant_offset
 from gradguard.attacks.learning.readings import Reader, Readings
 from gradguard.attacks.learning.rehearsal import Rehearsal
 from gradguard.attacks.llg import LLG
@@ -90,7 +91,11 @@ def _practise(knowledge: Knowledge, simulated: int, head: str | None) -> Practic
     rehearsal = Rehearsal.of(knowledge)
     size = rehearsal.batch_size
     pilots = [message for message, _ in rehearsal.fitting(PILOTS)]
-    reader = Reader.fit(pilots, rehearsal.classes, COORDINATES, rehearsal.rng(1), head)
+    reader = Reader.fit(
+        *(pilots, rehearsal.classes, COORDINATES, rehearsal.rng(1)),
+        head_name=head,
+        offset=constant_offset(knowledge),
+    )
     members = _mounted(knowledge, head)
     fitted, counts, _ = _read(knowledge, reader, rehearsal.fitting(simulated), ())
     trials = rehearsal.judging(round(JUDGING_SHARE * simulated))

@@ -18,6 +18,8 @@ from gradguard.attacks.coordinates import (
 )
 from gradguard.attacks.head import Head, find_head
 from gradguard.attacks.learning.class_summary import summarise
+from gradguard.attacks.learning.offset import without
+from gradguard.attacks.simulation import Message
 
 BLOCK_BYTES = 32 * 2**20  # head gradients summarised at a time
 
@@ -61,6 +63,7 @@ class Reader:
     columns: Tensor | None
     body: Coordinates
     names: tuple[str, ...]
+    offset: Message | None = None  # taken away from every message before it is read
 
     @classmethod
     def fit(
@@ -70,21 +73,24 @@ class Reader:
         limit: int,
         rng: np.random.Generator,
         head_name: str | None = None,
+        offset: Message | None = None,
     ) -> Reader:
         """Choose what to read from a few pilot messages.
 
         Columns of the head are dropped whole, so that classes stay comparable column by column.
         """
+        pilots = [without(pilot, offset) for pilot in pilots]
         head = find_head(pilots[0], num_classes, head_name)
         others = [name for name in pilots[0] if name not in (head.weight, head.bias)]
         unit, names = unit_of(pilots), tuple(pilots[0])
         body = replace(choose_coordinates(pilots, others, limit, rng), unit=unit)
         width, most = pilots[0][head.weight].shape[1], max(2, limit // num_classes)
         if width <= most:
-            return cls(head, None, body, names)
+            return cls(head, None, body, names, offset)
         weights = [rescaled(pilot[head.weight].detach(), unit) for pilot in pilots]
         energy = torch.stack([weight**2 for weight in weights]).sum((0, 1))
-        return cls(head, torch.from_numpy(spread(energy.cpu().numpy(), most, rng)), body, names)
+        columns = torch.from_numpy(spread(energy.cpu().numpy(), most, rng))
+        return cls(head, columns, body, names, offset)
 
     def read(self, messages: Iterable[Mapping[str, Tensor]]) -> Readings:
         """Read messages one by one; only a block of whole heads is in memory at a time.
@@ -97,7 +103,8 @@ class Reader:
         biases: list[np.ndarray] = []
         bodies: list[np.ndarray] = []
         norms: list[np.ndarray] = []
-        for message in messages:
+        for received in messages:
+            message = without(received, self.offset)
             norms.append(self._norms(message))
             weight = self._array(message[self.head.weight])
             bias = None if self.head.bias is None else self._array(message[self.head.bias])
