@@ -143,11 +143,6 @@ def test_noise_from_a_public_seed() -> None:
     assert row.knowledge["+ defence"].advantage == row.advantage
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="measured .21 (.12-.31), but .77 once the noise is subtracted: found, and understated",
-)
 def test_noise_from_a_public_seed_on_a_trained_model_hides_nothing() -> None:
     called_leaking(reported(PublicNoise(1.0), stage="trained"), at_least=0.55)
 
