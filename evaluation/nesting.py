@@ -56,7 +56,8 @@ def weak_attacks(defenses: Sequence[Defense], rows: Sequence[Row]) -> list[str]:
     """
     pairs = set(nested(defenses))
     return [
-        f"{outer.defense!r} only adds to {inner.defense!r}, yet more was read from it "
+        f"attack too weak here: {outer.defense!r} only adds to {inner.defense!r}, yet more "
+        "was read from it "
         f"({inner.stage}, {inner.composition}, B = {inner.batch_size}: "
         f"{100 * outer.worst_asr:.0f} % against {100 * inner.worst_asr:.0f} %): "
         f"the attacks understate what {inner.defense!r} leaks"
@@ -74,8 +75,8 @@ def weak_pooling(rows: Sequence[Row]) -> list[str]:
     Compared where the intervals do not overlap, as in :func:`weak_attacks`.
     """
     return [
-        f"{more.rounds} rounds of {more.defense!r} contain {fewer.rounds}, yet less was read from "
-        f"them ({more.stage}, {more.composition}, B = {more.batch_size}: "
+        f"attack too weak here: {more.rounds} rounds of {more.defense!r} contain "
+        f"{fewer.rounds}, yet less was read from them ({more.stage}, {more.composition}, B = {more.batch_size}: "
         f"{100 * more.worst_asr:.0f} % against {100 * fewer.worst_asr:.0f} %): "
         f"the attacks understate what {more.defense!r} leaks over rounds"
         for fewer in rows

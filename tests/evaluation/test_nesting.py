@@ -21,6 +21,7 @@ def test_a_longer_defence_that_leaks_clearly_more_gives_a_warning() -> None:
     low = row(defense="noise", worst_asr=0.5, worst_ci=(0.45, 0.55))
     high = row(defense="noise, sign", worst_asr=0.9, worst_ci=(0.85, 0.95))
     (warning,) = weak_attacks(ALL, [low, high])
+    assert warning.startswith("attack too weak here: ")
     assert "understate what 'noise' leaks" in warning
 
 
