@@ -68,6 +68,7 @@ EXPECTED = {
     "random 1 %": (92, 90, 74, 75),
 }
 TOLERANCE = 0.02
+CELLS = (("init", 8), ("init", 64), ("trained", 8), ("trained", 64))
 # (data, batch size): the least that an undefended cnn-relu leaks after 5,000 steps.
 LEAST = {("mnist", 8): 0.88, ("mnist", 64): 0.84, ("cifar10", 8): 0.89}
 
@@ -80,21 +81,26 @@ def main() -> bool:
         for name in pool.map(_compute, missing):
             print(f"   {name} done", flush=True)
     reports = {name: _rows(name) for name in studies}
-    return _models_table(reports) & _defences_table(reports["mnist-defences"])
+    defended = [row for cell in CELLS for row in reports["mnist-defences-{}-{}".format(*cell)]]
+    return _models_table(reports) & _defences_table(defended)
 
 
 def _studies() -> Iterator[tuple[str, Study]]:
-    # The longest first, so that both processes end at about the same time.
-    sizes, three = [8, 64], ["init", "trained"]
-    yield "mnist-defences", _study("mnist", "cnn-relu", 1000, three, sizes, 1000, DEFENCES)
+    for stage, size in CELLS:
+        name = f"mnist-defences-{stage}-{size}"
+        yield name, _study("mnist", "cnn-relu", 1000, [stage], [size], 1000, DEFENCES)
     none = {"none": DEFENCES["none"]}
-    for model in reversed(MODELS):
-        for data in reversed(FILES):
-            for steps in reversed(TRAINED):
-                stages = three if steps == TRAINED[0] else ["trained"]
-                name = f"{data}-{model}-{steps}"
+    for model in MODELS:
+        for data in FILES:
+            for steps in TRAINED:
+                stages = ["init", "trained"] if steps == TRAINED[0] else ["trained"]
                 simulated = {"cnn-relu": 1000, "resnet-gn": 250}.get(model, 400)
-                yield name, _study(data, model, steps, stages, [1, *sizes], simulated, none)
+                # A ResNet takes most of an hour to train three times for 5,000 steps.
+                seeds = 1 if (model, steps) == ("resnet-gn", 5000) else 3
+                yield (
+                    f"{data}-{model}-{steps}",
+                    _study(data, model, steps, stages, [1, 8, 64], simulated, none, seeds=seeds),
+                )
 
 
 def _study(
@@ -105,6 +111,8 @@ def _study(
     sizes: list[int],
     simulated: int,
     defences: dict[str, dict[str, Any]],
+    *,
+    seeds: int = 3,
 ) -> Study:
     return Study.from_dict(
         {
@@ -115,7 +123,7 @@ def _study(
                 "client_fraction": 0.6,
             },
             "model": {"name": model},
-            "training": {"steps": steps, "learning_rate": 0.1, "momentum": 0.0, "seeds": 3},
+            "training": {"steps": steps, "learning_rate": 0.1, "momentum": 0.0, "seeds": seeds},
             "attack": {
                 "batch_sizes": sizes,
                 "compositions": ["skewed"],
@@ -189,7 +197,7 @@ def _models_table(reports: dict[str, list[dict[str, Any]]]) -> bool:
                 met &= fine
                 lines.append([data, model, f"{steps:,}", *line])
     print_table(
-        "undefended, skewed batches: three models, 300 scored batches per row",
+        "undefended, skewed batches: three models (one ResNet of 5,000 steps), 300 scored batches",
         [
             "data",
             "model",
@@ -243,11 +251,10 @@ def _line(row: dict[str, Any], least: float | None) -> tuple[list[str], bool]:
 
 def _defences_table(rows: list[dict[str, Any]]) -> bool:
     met, lines = True, []
-    cells = [("init", 8), ("init", 64), ("trained", 8), ("trained", 64)]
     found = {(row["defense"], row["stage"], row["batch_size"]): row for row in rows}
     for name, expected in EXPECTED.items():
         line = [name]
-        for cell, least in zip(cells, expected, strict=True):
+        for cell, least in zip(CELLS, expected, strict=True):
             row = found[name, *cell]
             fine = row["worst_asr"] >= least / 100 - TOLERANCE
             met &= fine

@@ -76,7 +76,8 @@ def weak_pooling(rows: Sequence[Row]) -> list[str]:
     """
     return [
         f"attack too weak here: {more.rounds} rounds of {more.defense!r} contain "
-        f"{fewer.rounds}, yet less was read from them ({more.stage}, {more.composition}, B = {more.batch_size}: "
+        f"{fewer.rounds}, yet less was read from them "
+        f"({more.stage}, {more.composition}, B = {more.batch_size}: "
         f"{100 * more.worst_asr:.0f} % against {100 * fewer.worst_asr:.0f} %): "
         f"the attacks understate what {more.defense!r} leaks over rounds"
         for fewer in rows
