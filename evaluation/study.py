@@ -124,7 +124,8 @@ def _described(defense: Defense) -> dict[str, Any]:
         return defense.to_dict()
     except ValueError:  # hours of work are not to end here, where the report is written
         dp = {} if defense.dp is None else {"dp": defense.dp.to_dict()}
-        return {"name": defense.name, **dp, "transform": repr(defense.chain)}
+        cohort = {} if defense.cohort == 1 else {"cohort": defense.cohort}
+        return {"name": defense.name, **cohort, **dp, "transform": repr(defense.chain)}
 
 
 def read_toml(path: Path) -> dict[str, Any]:
