@@ -10,6 +10,7 @@ import numpy as np
 
 from gradguard.attacks.baselines import BestConstant
 from gradguard.attacks.bias_count import BiasCount
+from gradguard.attacks.fingerprint import fingerprint
 from gradguard.attacks.ilrg import ILRG
 from gradguard.attacks.learning.bank import Candidate, fit_bank
 from gradguard.attacks.learning.offset import constant_offset
@@ -22,7 +23,6 @@ from gradguard.attacks.rlu import RLU
 from gradguard.attacks.rounding import round_to_batch
 from gradguard.attacks.simulation import Message
 from gradguard.attacks.template import FittedTemplateRegression, TemplateRegression
-from gradguard.attacks.templates.class_gradients import fingerprint
 from gradguard.attacks.threat import (
     Attack,
     FittedAttack,

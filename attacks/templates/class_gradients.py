@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from gradguard.attacks.coordinates import Coordinates
+from gradguard.attacks.fingerprint import digest_of, fingerprint
 from gradguard.attacks.forward import attacker_copy, labels_array
 from gradguard.attacks.rounding import Floats, Ints
 
@@ -179,21 +178,3 @@ def _key(
     data = {"inputs": auxiliary[0], "labels": auxiliary[1]}
     digests = digest_of(probe) + digest_of(data) + digest_of(coordinates.chosen)
     return fingerprint(model) + digests + f"{num_classes} {seed}".encode()
-
-
-def fingerprint(model: nn.Module) -> bytes:
-    """A digest of the model's type, parameters and buffers."""
-    return str(type(model)).encode() + digest_of(model.state_dict())
-
-
-def digest_of(tensors: Mapping[str, Tensor] | Mapping[str, Tensor | None]) -> bytes:
-    """A digest of names, shapes, types and values."""
-    digest = hashlib.blake2b(digest_size=32)
-    for name, tensor in tensors.items():
-        if tensor is None:
-            digest.update(f"{name} whole".encode())
-            continue
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.digest()

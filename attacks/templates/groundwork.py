@@ -10,11 +10,12 @@ import numpy as np
 from torch import Tensor
 
 from gradguard.attacks.coordinates import Coordinates, choose_coordinates
+from gradguard.attacks.fingerprint import fingerprint
 from gradguard.attacks.forward import labels_array
 from gradguard.attacks.head import Head, find_head
 from gradguard.attacks.rounding import Ints
 from gradguard.attacks.templates.channel import Rehearsal, draw_batches, rehearse_pairs
-from gradguard.attacks.templates.class_gradients import ClassGradients, Remembered, fingerprint
+from gradguard.attacks.templates.class_gradients import ClassGradients, Remembered
 from gradguard.attacks.threat import Knowledge, NotApplicableError
 
 COORDINATES = 2**16  # of the head's weight and of all other layers, each
