@@ -32,6 +32,14 @@ class Coordinates:
         joined: np.ndarray = torch.cat(parts).cpu().numpy() if parts else np.zeros(0, np.float32)
         return joined
 
+    def starts(self, message: Mapping[str, Tensor]) -> tuple[int, ...]:
+        """Where each tensor's coordinates start in the flat vector, and last where they end."""
+        sizes = [
+            message[name].numel() if index is None else len(index)
+            for name, index in self.chosen.items()
+        ]
+        return tuple(int(start) for start in np.cumsum([0, *sizes]))
+
 
 def unit_of(messages: Iterable[Mapping[str, Tensor]]) -> float:
     """The power of two that brings the largest magnitude of some messages near one.

@@ -35,8 +35,8 @@ class Ensemble:
     Guarantees:
 
     - answers are projected to the simplex before they are stacked;
-    - never below blind: the best constant guess is kept unless the stack or a member beats it on
-      the judging messages by more than one standard error;
+    - never below blind: the best constant guess is kept unless the stack beats it on the judging
+      messages by more than one standard error, or a single member by more than two;
     - the best single member is used where it beats the stack by more than one standard error, or
       where fewer than 100 auxiliary images judge;
     - a message multiplied by a constant is read as well as the message.

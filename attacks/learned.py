@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gradguard.attacks.learning.bank import Candidate
-from gradguard.attacks.learning.practice import clearly_above, overlap, practise
+from gradguard.attacks.learning.practice import ONE_OF_MANY, clearly_above, overlap, practise
 from gradguard.attacks.learning.readings import Reader
 from gradguard.attacks.rounding import round_to_batch
 from gradguard.attacks.threat import Knowledge, Observation, require
@@ -35,7 +35,7 @@ class LearnedRegression:
 
     - the choice and the fit share no image;
     - never below blind: the best constant guess is kept unless a map beats it on the judging
-      batches by more than one standard error;
+      batches by more than two standard errors;
     - a message multiplied by a constant is read as well as the message;
     - memory does not grow with the model: at most 32,768 coordinates of the head (in whole
       columns) and as many of the rest are kept per message, and per-class summaries of all of it.
@@ -73,7 +73,7 @@ class LearnedRegression:
         chosen, best = None, blind
         for candidate, shares in zip(done.candidates, done.answers, strict=False):
             found = overlap(round_to_batch(shares * size, size), done.truth)
-            if found.mean() > best.mean() and clearly_above(found, blind):
+            if found.mean() > best.mean() and clearly_above(found, blind, errors=ONE_OF_MANY):
                 chosen, best = candidate, found
         return FittedRegression(done.reader, chosen, done.blind, size)
 

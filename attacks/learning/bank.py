@@ -47,6 +47,7 @@ MAPS: dict[str, tuple[Kernel, Map]] = {
     "class summaries": ("linear", lambda r: r.summary.reshape(len(r), -1)),
     "raw body": ("arc-cosine", lambda r: r.body),
     "body signs": ("arc-cosine", lambda r: np.sign(r.body)),
+    "body, layer by layer": ("arc-cosine", lambda r: r.unit_layers),
     "body roots": ("arc-cosine", lambda r: signed_root(r.body)),
     # What is left of the order of magnitudes when signs and sizes are scrambled.
     "body magnitudes": ("arc-cosine", lambda r: np.sqrt(np.sqrt(np.abs(r.body)))),

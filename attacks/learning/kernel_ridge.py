@@ -16,7 +16,7 @@ import scipy.linalg
 
 Kernel = Literal["linear", "arc-cosine"]
 
-# Relative to the kernel's mean diagonal. Not below 1e-4: the solve is in single precision.
+# Relative to the kernel's mean diagonal.
 STRENGTHS = 10.0 ** np.arange(-4.0, 2.0)
 SCREENED = 4096  # features kept: those most correlated with the targets
 _COLUMNS_AT_A_TIME = 8192
@@ -67,21 +67,25 @@ def fit_kernel_ridge(
     inside = _gram(support, support, kernel)
     outside = _gram((held_out[:, columns] - centre) / scale, support, kernel)
     damping = STRENGTHS * max(float(np.trace(inside)) / len(inside), 1e-12)
-    centred = (targets - intercept).astype(np.float32)
-    solutions = [_solve(inside, centred, d) for d in damping]
+    solved = [_solve(inside, targets - intercept, d) for d in damping]
+    solutions = [weights for weights in solved if weights is not None]
     scores = [score(outside @ weights + intercept) for weights in solutions]
     # Ties go to the strongest damping: it is the one that can be trusted further out.
     weights = solutions[len(scores) - 1 - int(np.argmax(scores[::-1]))]
     return KernelRidge(kernel, columns, centre, scale, support, weights, intercept)
 
 
-def _solve(gram: np.ndarray, targets: np.ndarray, damping: float) -> np.ndarray:
-    damped = gram.astype(np.float32)
+def _solve(gram: np.ndarray, targets: np.ndarray, damping: float) -> np.ndarray | None:
+    """The weights, or ``None`` where the damping is below the kernel's own rounding."""
+    damped = gram.astype(np.float64)
     damped[np.diag_indices_from(damped)] += damping
-    # Not an eigendecomposition, which would serve all strengths: it takes as long as 20 of these.
-    factor = scipy.linalg.cho_factor(damped, lower=True, overwrite_a=True, check_finite=False)
+    try:
+        # An eigendecomposition would serve all strengths, but takes as long as 20 of these.
+        factor = scipy.linalg.cho_factor(damped, lower=True, overwrite_a=True, check_finite=False)
+    except np.linalg.LinAlgError:  # features in single precision along one dominant direction
+        return None
     solution: np.ndarray = scipy.linalg.cho_solve(factor, targets, check_finite=False)
-    return solution.astype(np.float64)
+    return solution
 
 
 def screen(features: np.ndarray, targets: np.ndarray, most: int = SCREENED) -> np.ndarray:

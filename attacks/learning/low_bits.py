@@ -14,10 +14,10 @@ import numpy as np
 from gradguard.attacks.learning.kernel_ridge import KernelRidge, correlation, fit_kernel_ridge
 from gradguard.attacks.learning.readings import Readings
 
-BITS = 8  # of the mantissa, from the last one that is used
+BITS = 16  # of the mantissa, from the last one that is used
 KEPT = 32  # the most telling bits, at most
 TELLING = 0.2  # of the most telling bit's correlation; weaker ones were chosen by chance
-SCREENED_ON = 500  # messages
+SCREENED_ON = 300  # messages
 COLUMNS = 8192  # coordinates at a time
 MANTISSA = 0x7FFFFF
 

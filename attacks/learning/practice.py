@@ -47,6 +47,10 @@ COORDINATES = 2**15  # of the head and of the body, each; 4 bytes per coordinate
 JUDGING_SHARE = 0.3  # judging batches per fitting batch
 SHOWN = 16  # messages in memory at a time
 
+# Standard errors by which the best of many must beat the blind guess: the best of twenty answers
+# that say nothing is above it by about this much.
+ONE_OF_MANY = 2.0
+
 
 @dataclass(frozen=True, eq=False)
 class Practice:
@@ -173,7 +177,7 @@ def overlap(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return shared
 
 
-def clearly_above(found: np.ndarray, other: np.ndarray) -> bool:
-    """Above by more than one standard error of the paired difference."""
+def clearly_above(found: np.ndarray, other: np.ndarray, *, errors: float) -> bool:
+    """Above by more than so many standard errors of the paired difference."""
     gain = found - other
-    return bool(gain.mean() > gain.std(ddof=1) / np.sqrt(len(gain)))
+    return bool(gain.mean() > errors * gain.std(ddof=1) / np.sqrt(len(gain)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -34,6 +35,7 @@ class Readings:
         body: Coordinates of all other layers, float32 ``(messages, coordinates)``.
         summary: Per-class numbers of the whole head, ``(messages, classes, numbers)``.
         norms: Euclidean norm of every tensor of the message, float64 ``(messages, tensors)``.
+        layers: Where in ``body`` each tensor starts, and last where it ends.
     """
 
     weight: np.ndarray
@@ -41,6 +43,7 @@ class Readings:
     body: np.ndarray
     summary: np.ndarray
     norms: np.ndarray
+    layers: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.weight)
@@ -49,6 +52,15 @@ class Readings:
     def head(self) -> np.ndarray:
         """Weight and bias of the head as one matrix, ``(messages, coordinates)``."""
         return np.concatenate([self.weight.reshape(len(self), -1), self.bias], axis=1)
+
+    @property
+    def unit_layers(self) -> np.ndarray:
+        """The body with each tensor scaled to unit length: no layer drowns another."""
+        starts = self.layers or (0, self.body.shape[1])
+        parts = [self.body[:, low:high] for low, high in itertools.pairwise(starts)]
+        norms = [np.linalg.norm(part, axis=1, keepdims=True) + 1e-20 for part in parts]
+        unit = [part / norm for part, norm in zip(parts, norms, strict=True)]
+        return np.concatenate(unit, axis=1) if unit else self.body
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +76,7 @@ class Reader:
     body: Coordinates
     names: tuple[str, ...]
     offset: Message | None = None  # taken away from every message before it is read
+    layers: tuple[int, ...] = ()  # as in Readings
 
     @classmethod
     def fit(
@@ -84,13 +97,14 @@ class Reader:
         others = [name for name in pilots[0] if name not in (head.weight, head.bias)]
         unit, names = unit_of(pilots), tuple(pilots[0])
         body = replace(choose_coordinates(pilots, others, limit, rng), unit=unit)
+        layers = body.starts(pilots[0])
         width, most = pilots[0][head.weight].shape[1], max(2, limit // num_classes)
         if width <= most:
-            return cls(head, None, body, names, offset)
+            return cls(head, None, body, names, offset, layers)
         weights = [rescaled(pilot[head.weight].detach(), unit) for pilot in pilots]
         energy = torch.stack([weight**2 for weight in weights]).sum((0, 1))
         columns = torch.from_numpy(spread(energy.cpu().numpy(), most, rng))
-        return cls(head, columns, body, names, offset)
+        return cls(head, columns, body, names, offset, layers)
 
     def read(self, messages: Iterable[Mapping[str, Tensor]]) -> Readings:
         """Read messages one by one; only a block of whole heads is in memory at a time.
@@ -151,7 +165,7 @@ class Reader:
         summary = summarise(weight, bias)
         if self.columns is not None:
             weight = weight[:, :, self.columns.numpy()]
-        return Readings(weight, bias, np.stack(bodies), summary, np.stack(norms))
+        return Readings(weight, bias, np.stack(bodies), summary, np.stack(norms), self.layers)
 
 
 def _joined(blocks: list[Readings]) -> Readings:
@@ -165,4 +179,5 @@ def _joined(blocks: list[Readings]) -> Readings:
         np.concatenate([block.body for block in blocks]),
         np.concatenate([block.summary for block in blocks]),
         np.concatenate([block.norms for block in blocks]),
+        blocks[0].layers,
     )

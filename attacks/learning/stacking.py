@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import nnls
 
-from gradguard.attacks.learning.practice import Practice, clearly_above, overlap
+from gradguard.attacks.learning.practice import ONE_OF_MANY, Practice, clearly_above, overlap
 from gradguard.attacks.overlap_rounding import OverlapRounding
 from gradguard.attacks.rounding import Ints, project_to_simplex, round_to_batch
 
@@ -69,13 +69,13 @@ def choose_stack(done: Practice) -> Stack:
         _option(answer, np.eye(len(answers))[i], done.truth) for i, answer in enumerate(answers)
     ]
     best = max(singles, key=lambda option: float(option.overlap.mean()))
+    errors = ONE_OF_MANY
     if sum(len(rows) for rows in done.rehearsal.judge_pool.by_class) >= SCARCE:
-        stacked = _option(
-            _out_of_fold(answers, done.truth), _weights(answers, done.truth), done.truth
-        )
-        if not clearly_above(best.overlap, stacked.overlap):
-            best = stacked
-    if not clearly_above(best.overlap, singles[-1].overlap):
+        shares = _out_of_fold(answers, done.truth)
+        stacked = _option(shares, _weights(answers, done.truth), done.truth)
+        if not clearly_above(best.overlap, stacked.overlap, errors=1.0):
+            best, errors = stacked, 1.0
+    if not clearly_above(best.overlap, singles[-1].overlap, errors=errors):
         best = singles[-1]
     return _fitted(best, answers, done.truth, size)
 

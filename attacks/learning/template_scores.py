@@ -25,6 +25,7 @@ CHANNELS: dict[str, Callable[[Readings], np.ndarray]] = {
     "head signs": lambda r: np.sign(r.head),
     "head roots": lambda r: signed_root(r.head),
     "body": lambda r: r.body,
+    "body, layer by layer": lambda r: r.unit_layers,
     "body signs": lambda r: np.sign(r.body),
     "body roots": lambda r: signed_root(r.body),
     "body mask": lambda r: (r.body != 0).astype(np.float32),

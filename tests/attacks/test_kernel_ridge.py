@@ -65,3 +65,15 @@ def test_the_strength_is_the_one_that_scores_best_on_held_out_messages() -> None
         features, targets, held_out, lambda p: float(np.abs(p).sum()), "linear"
     )
     assert score(chosen.predict(held_out)) > score(weakest.predict(held_out))
+
+
+@pytest.mark.parametrize("kernel", ["linear", "arc-cosine"])
+def test_features_along_one_direction_are_solved(kernel: kernel_ridge.Kernel) -> None:
+    """Messages that differ by a factor alone; in single precision the solve broke down."""
+    rng = np.random.default_rng(0)
+    features = np.exp(rng.normal(size=(1000, 1))) @ rng.normal(size=(1, 800))
+    targets = rng.random((1000, 4))
+    fitted = fit_kernel_ridge(
+        features.astype(np.float32), targets, features[:9], lambda _: 0.0, kernel
+    )
+    assert np.isfinite(fitted.predict(features[:9])).all()
