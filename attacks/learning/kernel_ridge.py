@@ -68,7 +68,8 @@ def fit_kernel_ridge(
     outside = _gram((held_out[:, columns] - centre) / scale, support, kernel)
     damping = STRENGTHS * max(float(np.trace(inside)) / len(inside), 1e-12)
     solved = [_solve(inside, targets - intercept, d) for d in damping]
-    solutions = [weights for weights in solved if weights is not None]
+    silent = np.zeros(targets.shape)  # every answer is then the mean
+    solutions = [weights for weights in solved if weights is not None] or [silent]
     scores = [score(outside @ weights + intercept) for weights in solutions]
     # Ties go to the strongest damping: it is the one that can be trusted further out.
     weights = solutions[len(scores) - 1 - int(np.argmax(scores[::-1]))]
