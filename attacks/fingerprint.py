@@ -22,6 +22,8 @@ def digest_of(tensors: Mapping[str, Tensor] | Mapping[str, Tensor | None]) -> by
             digest.update(f"{name} whole".encode())
             continue
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
+        # Not `contiguous`, which leaves one element of an expanded tensor as it is.
+        flat = tensor.detach().cpu().reshape(-1).clone(memory_format=torch.contiguous_format)
+        if flat.numel():
+            digest.update(flat.view(torch.uint8).numpy().data)
     return digest.digest()

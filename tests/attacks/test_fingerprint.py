@@ -38,6 +38,14 @@ def test_a_digest_tells_apart_names_shapes_types_and_values() -> None:
     assert len({digest_of({"a": zeros}), *(digest_of(other) for other in others)}) == 7
 
 
+def test_empty_and_expanded_tensors_have_a_digest() -> None:
+    one = torch.tensor([3])
+    assert digest_of({"a": one.expand(1)[:1]}) == digest_of({"a": one})
+    assert digest_of({"a": torch.zeros(1).expand(4)}) == digest_of({"a": torch.zeros(4)})
+    empty = torch.from_numpy(np.arange(5)[:0] - 1)
+    assert digest_of({"a": empty}) == digest_of({"a": torch.zeros(0, dtype=torch.int64)})
+
+
 def test_a_fingerprint_sees_a_parameter_and_a_buffer_change_in_place() -> None:
     linear = nn.Linear(3, 2)
     model = nn.Sequential(linear, nn.BatchNorm1d(2))
