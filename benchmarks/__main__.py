@@ -16,6 +16,9 @@ NAMES = (
     "dp_tradeoff",
     "demo",
     "attackers",
+    "attack_cost",
+    "hundred_classes",
+    "knowledge",
 )
 
 

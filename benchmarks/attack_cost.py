@@ -39,6 +39,7 @@ TOP_K = [{"KeepTopK": {"ratio": 0.01, "scope": "global"}}]
 TRANSFORMS: dict[str, list[dict[str, Any]]] = {"undefended": [], "top-k 1 %": TOP_K}
 CELL_SECONDS = 20.0
 RESNET_SECONDS, RESNET_GIB = 600.0, 4.0
+RLG_PASSES = 20.0
 CLASSES, PER_CLASS = 100, 60
 PUBLISHED_LLG_PLUS = "LLG+ as published"
 SHOWN = 0.05  # seconds; attacks below it are summed up
@@ -73,8 +74,7 @@ def main(
     slow = _alone(_plain_llg_plus, scored, plain)
     met = _small_table(small, slow, simulated, scored)
     met &= _resnet_table(_alone(_on_resnet, on_resnet), on_resnet)
-    _rlg_table(_alone(_rlg_ratios))
-    return met
+    return met & _rlg_table(_alone(_rlg_ratios))
 
 
 def _alone(work: Callable[..., Out], *arguments: object) -> Out:
@@ -275,8 +275,12 @@ def _median(work: Callable[[], object], times: int = 9) -> float:
     return float(np.median(taken))
 
 
-def _rlg_table(found: dict[tuple[int, int], float]) -> None:
-    rows = [[str(c), str(size), f"{ratio:.1f}"] for (c, size), ratio in found.items()]
+def _rlg_table(found: dict[tuple[int, int], float]) -> bool:
+    most = f"{RLG_PASSES:.0f}"
+    rows = [[str(c), str(size), f"{ratio:.1f}", most] for (c, size), ratio in found.items()]
     print_table(
-        "RLG: one message over one backward pass of cnn-relu", ["classes", "B", "ratio"], rows
+        "RLG: time of a message over that of a backward pass of cnn-relu",
+        ["classes", "B", "ratio", "at most"],
+        rows,
     )
+    return max(found.values()) <= RLG_PASSES

@@ -32,7 +32,7 @@ DEFENCES: dict[str, list[dict[str, Any]]] = {
     "top-k 1 %": [{"KeepTopK": {"ratio": 0.01, "scope": "global"}}],
     "sign": [{"Sign": {}}],
 }
-HEADER = ["stage", "batch", "B", "defence", "blind", "LLG", "LLG+", "best published", "worst case"]
+HEADER = ["B", "defence", "blind", "LLG", "LLG+", "best published", "worst case", "who", "met"]
 
 
 def main(
@@ -43,7 +43,7 @@ def main(
     steps: int = 1000,
     sizes: Sequence[int] = (64, 8),
 ) -> bool:
-    """Print the table; true if every law holds in every row.
+    """Print a table per stage and composition; true if every law holds in every row.
 
     Args:
         seeds: Models per row.
@@ -61,12 +61,13 @@ def main(
         (row for part in parts for row in part),
         key=lambda row: (row.stage, row.composition, row.batch_size),
     )
-    print_table(
-        f"MNIST in {data.num_classes} clusters, cnn-relu, {seeds} models, {simulated} simulated "
-        f"and {scored} scored batches",
-        [*HEADER, "who", "met"],
-        [_line(row) for row in rows],
-    )
+    for stage, mix in dict.fromkeys((row.stage, row.composition) for row in rows):
+        print_table(
+            f"{stage}, {mix}: MNIST in {data.num_classes} clusters, cnn-relu, {seeds} models, "
+            f"{simulated} simulated and {scored} scored batches",
+            HEADER,
+            [_line(row) for row in rows if (row.stage, row.composition) == (stage, mix)],
+        )
     trained = [row.accuracy for row in rows if row.stage == "trained"]
     print(f"   test accuracy after {steps:,} steps: {np.mean(trained):.2f}")
     weak = weak_attacks(study.defenses, rows)
@@ -121,10 +122,10 @@ def _line(row: Row) -> list[str]:
     best, rate = best_published(row)
     low, high = row.worst_ci
     return [
-        *(row.stage, row.composition, str(row.batch_size), row.defense, f"{row.blind_asr:.2f}"),
+        *(str(row.batch_size), row.defense, f"{row.blind_asr:.2f}"),
         *(f"{row.attacks[name].asr:.2f}" for name in ("LLG", "LLGPlus")),
         f"{rate:.2f} {best}",
-        f"{row.worst_asr:.3f} [{low:.2f}, {high:.2f}]",
+        f"{row.worst_asr:.2f} ({low:.2f}-{high:.2f})",
         row.worst_attack,
         "yes" if is_worst(row) else "NO",
     ]

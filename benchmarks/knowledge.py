@@ -27,22 +27,22 @@ DEFENCES: dict[str, list[dict[str, Any]]] = {
     "noise 0.1": [{"AddGaussian": {"stddev": 0.1}}],
 }
 AUXILIARY: dict[str, dict[str, Any]] = {
-    "20 of each class": {"auxiliary_per_class": 20},
-    "100 of each class": {"auxiliary_per_class": 100},
+    "20 per class": {"auxiliary_per_class": 20},
+    "100 per class": {"auxiliary_per_class": 100},
     "all": {},
     "all, noised": {"auxiliary_shift": "noise"},
     "all, blurred": {"auxiliary_shift": "blur"},
     "all, inverted": {"auxiliary_shift": "invert"},
     "all, rotated": {"auxiliary_shift": "rotate"},
 }
-AMOUNTS = ("20 of each class", "100 of each class", "all")
+AMOUNTS = ("20 per class", "100 per class", "all")
 """Each has the images of the one before."""
 
 Found = dict[str, list[Row]]
 
 
 def main(*, seeds: int = 3, simulated: int = 400, scored: int = 300, steps: int = 1000) -> bool:
-    """Print the table; true if more knowledge or more images never leave the attacker worse off.
+    """Print a table per stage; true if more knowledge and more images never read less.
 
     Compared where intervals do not overlap: what is chosen on calibration batches may be a little
     less good on others.
@@ -56,17 +56,21 @@ def main(*, seeds: int = 3, simulated: int = 400, scored: int = 300, steps: int 
     work = partial(_attacked, seeds, simulated, scored, steps)
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         found = dict(zip(AUXILIARY, pool.map(work, AUXILIARY), strict=True))
-    lines = [
-        [row.defense, row.stage, name, f"{row.blind_asr:.2f}", *map(_text, _levels(row))]
-        for i in range(len(found["all"]))
-        for name, row in ((name, rows[i]) for name, rows in found.items())
-    ]
-    print_table(
-        f"MNIST, cnn-relu, skewed, B = 8, {seeds} models, {simulated} simulated and {scored} "
-        f"scored batches; trained for {steps:,} steps",
-        ["defence", "stage", "auxiliary images", "blind", *LEVELS],
-        lines,
-    )
+    trained = {"init": "untrained", "trained": f"trained for {steps:,} steps"}
+    stages = list(dict.fromkeys(row.stage for row in found["all"]))
+    for stage in stages:
+        here = [i for i, row in enumerate(found["all"]) if row.stage == stage]
+        blind = found["all"][here[0]].blind_asr  # the same batches in every row
+        print_table(
+            f"MNIST, cnn-relu, skewed, B = 8, {seeds} models, {simulated} simulated and "
+            f"{scored} scored batches; {trained[stage]}; blind {blind:.2f}",
+            ["defence", "images", *LEVELS],
+            [
+                [rows[i].defense, name, *map(_text, _levels(rows[i]))]
+                for i in here
+                for name, rows in found.items()
+            ],
+        )
     worse = [*_worse_with_knowledge(found), *_worse_with_images(found)]
     for sentence in worse:
         print(f"   {sentence}")
@@ -107,7 +111,7 @@ def _levels(row: Row) -> list[KnowledgeScore]:
 
 
 def _text(score: KnowledgeScore) -> str:
-    return f"{score.asr:.2f} [{score.ci[0]:.2f}, {score.ci[1]:.2f}]"
+    return f"{score.asr:.2f} ({score.ci[0]:.2f}-{score.ci[1]:.2f})"
 
 
 def _worse_with_knowledge(found: Found) -> list[str]:
