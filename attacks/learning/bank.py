@@ -91,8 +91,8 @@ def fit_bank(
         if values.shape[1] and values.any():
             ridge = fit_kernel_ridge(values, shares, features(held_out), score, kernel)
             yield Candidate(name, partial(_predict_ridge, ridge, features))
-    bits = fit_low_bits(readings, shares, held_out, score)
-    yield Candidate("low bits", bits.predict)
+    for name, bits in fit_low_bits(readings, shares, held_out, score):
+        yield Candidate(name, bits.predict)
     alone = fit_shared_network(readings.summary, shares, seed)
     yield Candidate("network on class summaries", lambda r: alone.predict(r.summary))
     templates, honest = fit_template_scores(readings, shares)

@@ -10,16 +10,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import chi2
 
 from gradguard.attacks.learning.kernel_ridge import KernelRidge, correlation, fit_kernel_ridge
 from gradguard.attacks.learning.readings import Readings
 
 BITS = 16  # of the mantissa, from the last one that is used
-KEPT = 32  # the most telling bits, at most
-TELLING = 0.2  # of the most telling bit's correlation; weaker ones were chosen by chance
-SCREENED_ON = 300  # messages
+LISTED = 256  # bits that look most telling on some messages; others tell which of them do
+KEPT = 32  # of those listed, at most
+WHOLE = 2  # coordinates of which all low bits are read
+CHANCE = 0.05  # that any of the listed bits passes without telling anything
+SCREENED_ON = 300  # messages, or half of them
 COLUMNS = 8192  # coordinates at a time
 MANTISSA = 0x7FFFFF
+
+Places = tuple[np.ndarray, np.ndarray]  # coordinates and shifts
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +43,7 @@ class LowBits:
 
     def predict(self, readings: Readings) -> np.ndarray:
         """Predicted shares ``(messages, classes)``; not yet on the simplex."""
-        return self.ridge.predict(_bits(readings, self.coordinates, self.shifts))
+        return self.ridge.predict(_with_pairs(_bits(readings, self.coordinates, self.shifts)))
 
 
 def fit_low_bits(
@@ -46,8 +51,11 @@ def fit_low_bits(
     shares: np.ndarray,
     held_out: Readings,
     score: Callable[[np.ndarray], float],
-) -> LowBits:
-    """Choose the bits most correlated with the shares, and regress on them.
+) -> Iterator[tuple[str, LowBits]]:
+    """Two regressions: on the bits that go with the shares, and on all bits beside them.
+
+    The second is there because the last bit of a number says nothing alone, and is needed to read
+    the number; the first because all bits that say nothing are noise.
 
     Args:
         readings: Messages to fit on.
@@ -55,22 +63,15 @@ def fit_low_bits(
         held_out: Messages that share no image with them.
         score: Judges predicted shares for ``held_out``; higher is better.
     """
-    found = [_telling(block, shares) for block in _blocks(readings)]
-    strength = np.concatenate([each[0] for each in found])
-    starts = np.cumsum([0, *(block.shape[1] for block in _blocks(readings))])
-    where = [each[1] + start for each, start in zip(found, starts, strict=False)]
-    best = np.argsort(-strength, kind="stable")[:KEPT]
-    best = best[strength[best] >= TELLING * strength.max()]
-    coordinates = np.concatenate(where)[best]
-    shifts = np.concatenate([each[2] for each in found])[best]
-    ridge = fit_kernel_ridge(
-        _bits(readings, coordinates, shifts),
-        shares,
-        _bits(held_out, coordinates, shifts),
-        score,
-        "arc-cosine",
-    )
-    return LowBits(coordinates, shifts, ridge)
+    first = min(SCREENED_ON, len(readings) // 2)
+    listed = _listed(readings, shares, first)
+    strength = correlation(_bits(readings, *listed)[first:], shares[first:])
+    telling = _telling(listed, strength, len(shares) - first, shares.shape[1])
+    for name, places in (("low bits", telling), ("coordinates' low bits", _all_beside(*telling))):
+        features = _with_pairs(_bits(readings, *places))
+        others = _with_pairs(_bits(held_out, *places))
+        ridge = fit_kernel_ridge(features, shares, others, score, "arc-cosine")
+        yield name, LowBits(*places, ridge)
 
 
 def _blocks(readings: Readings) -> Iterator[np.ndarray]:
@@ -80,18 +81,43 @@ def _blocks(readings: Readings) -> Iterator[np.ndarray]:
             yield np.ascontiguousarray(part[:, low : low + COLUMNS], dtype=np.float32)
 
 
-def _telling(block: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Correlation, column and shift of the most telling bits of some coordinates."""
-    used, last = block[:SCREENED_ON].view(np.uint32), _last_used_bit(block)
-    strength = np.stack(
-        [
-            correlation(((used >> (last + bit)) & 1).astype(np.float32), shares[:SCREENED_ON])
-            for bit in range(BITS)
-        ]
-    )
-    best = np.argsort(-strength, axis=None, kind="stable")[:KEPT]
-    bits, columns = np.unravel_index(best, strength.shape)
-    return strength[bits, columns], columns, last + bits
+def _listed(readings: Readings, shares: np.ndarray, first: int) -> Places:
+    """Coordinates and shifts of the bits most correlated with the shares of the first messages."""
+    strengths, places, shifts = [], [], []
+    start = 0
+    for block in _blocks(readings):
+        used, last = block[:first].view(np.uint32), _last_used_bit(block)
+        for bit in range(BITS):
+            bits = ((used >> (last + bit)) & 1).astype(np.float32)
+            strength = correlation(bits, shares[:first])
+            best = np.argsort(-strength, kind="stable")[:LISTED]
+            strengths.append(strength[best])
+            places.append(start + best)
+            shifts.append(np.full(len(best), last + bit))
+        start += block.shape[1]
+    best = np.argsort(-np.concatenate(strengths), kind="stable")[:LISTED]
+    return np.concatenate(places)[best], np.concatenate(shifts)[best]
+
+
+def _telling(listed: Places, strength: np.ndarray, messages: int, classes: int) -> Places:
+    """The bits that tell more than chance would, or the best one."""
+    # Squared correlations with targets that are independent of a bit: chi-squared, over messages.
+    beyond = messages * strength > chi2.isf(CHANCE / LISTED, classes)
+    order = np.argsort(-strength, kind="stable")
+    best = order[: np.clip(int(beyond.sum()), 1, KEPT)]
+    return listed[0][best], listed[1][best]
+
+
+def _all_beside(coordinates: np.ndarray, shifts: np.ndarray) -> Places:
+    """All bits around the telling ones, of the coordinates that hold the most telling."""
+    chosen = list(dict.fromkeys(coordinates.tolist()))[:WHOLE]
+    bits = [_around(shifts[coordinates == one]) for one in chosen]
+    return np.repeat(chosen, [len(b) for b in bits]), np.concatenate(bits)
+
+
+def _around(shifts: np.ndarray) -> np.ndarray:
+    low = max(0, int(shifts.min()) - BITS + 1)
+    return np.arange(low, min(low + 2 * BITS, MANTISSA.bit_length()))
 
 
 def _last_used_bit(block: np.ndarray) -> int:
@@ -108,3 +134,10 @@ def _bits(readings: Readings, coordinates: np.ndarray, shifts: np.ndarray) -> np
     values[:, ~in_head] = readings.body[:, coordinates[~in_head] - head.shape[1]]
     bits: np.ndarray = (values.view(np.uint32) >> shifts.astype(np.uint32)) & 1
     return bits.astype(np.float32)
+
+
+def _with_pairs(bits: np.ndarray) -> np.ndarray:
+    """The bits and all products of two, as signs: a number written in several is not linear."""
+    signs = 2 * bits - 1
+    first, second = np.triu_indices(bits.shape[1], k=1)
+    return np.concatenate([signs, signs[:, first] * signs[:, second]], axis=1)

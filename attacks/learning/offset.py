@@ -2,14 +2,13 @@
 
 It hides nothing from a regression, but it covers every sign: readers of signs and of class
 summaries would see the noise alone. An attacker who has the model knows what a message would have
-been, so it can measure the constant and take it away.
+been, so it can measure the constant and take it away, also where messages were clipped first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,58 +19,78 @@ from gradguard.attacks.templates.class_gradients import raw_gradient
 from gradguard.attacks.threat import Knowledge
 
 PAIRS = 6
-MISFIT = 0.05  # of a message's variation, that a scale and a constant may leave unexplained
-RELEVANT = 0.1  # of a gradient's energy, below which a constant hides little
+MISFIT = 0.05  # of the scaled gradients' energy, that scales and a constant may leave unexplained
+RELEVANT = 0.1  # of that energy, below which a constant hides little
+REPEATED = 0.6  # of the coordinates, if a sparse message shows the constant where nothing is sent
 
 
 def constant_offset(knowledge: Knowledge) -> Message | None:
     """The constant ``c`` if messages are ``s * gradient + c``; ``None`` if they are not.
 
-    Needs the model, auxiliary data and the client; ``None`` without them. A single scale ``s``
-    for all messages is fitted along. Where the client drops coordinates, takes signs or draws
-    fresh noise, a scale and a constant do not explain its messages, and nothing is taken away.
+    Needs the model, auxiliary data and the client; ``None`` without them. Every message has its
+    own scale ``s``, as clipping gives it. A tensor that is the same in all messages is taken away
+    whole. Where most coordinates of a tensor repeat the same value, which is not zero, and the
+    others do not, the client dropped coordinates first, and that value is the constant. Signs and
+    fresh noise fit none of this, and then nothing is taken away.
     """
     if knowledge.model is None or knowledge.auxiliary is None or knowledge.client is None:
         return None
     attacker = attacker_copy(knowledge.model)
-    shapes = {name: p.shape for name, p in attacker.named_parameters() if p.requires_grad}
-    sent = {name: torch.zeros(shape, dtype=torch.double) for name, shape in shapes.items()}
-    raw = {name: torch.zeros_like(total) for name, total in sent.items()}
-    products = np.zeros(3)  # of sent and sent, sent and raw, raw and raw
+    sent: list[dict[str, Tensor]] = []
+    raw: list[dict[str, Tensor]] = []
     for inputs, labels, _ in draw_batches(knowledge, PAIRS):
         message = knowledge.client(inputs, labels)
-        if message.keys() != shapes.keys():
-            return None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # a model's own randomness, such as dropout
             gradient = raw_gradient(attacker, inputs, labels)
-        for name in shapes:
-            m, g = message[name].detach().double().cpu(), gradient[name].double().cpu()
-            sent[name] += m / PAIRS
-            raw[name] += g / PAIRS
-            products += [float((m * m).sum()), float((m * g).sum()), float((g * g).sum())]
-    return _fitted(sent, raw, products)
+        if message.keys() != gradient.keys():
+            return None
+        sent.append({name: t.detach().double().cpu() for name, t in message.items()})
+        raw.append({name: t.double().cpu() for name, t in gradient.items()})
+    return _fitted(sent, raw) or _repeated(sent)
+
+
+def _repeated(sent: Sequence[Mapping[str, Tensor]]) -> Message | None:
+    """The value that most coordinates have in all messages, where it is not zero."""
+    medians = {name: torch.stack([m[name] for m in sent]).median(0).values for name in sent[0]}
+    same = sum(int((m[name] == medians[name]).sum()) for m in sent for name in medians)
+    total = len(sent) * sum(median.numel() for median in medians.values())
+    if same < REPEATED * total or not any(bool(median.any()) for median in medians.values()):
+        return None
+    # A value must repeat nearly everywhere it is shown: the coordinates that are always sent vary.
+    hidden = {
+        name: torch.stack([m[name] == medians[name] for m in sent]).double().mean(0) > 0.5
+        for name in medians
+    }
+    constant = {name: torch.where(hidden[name], medians[name], 0.0) for name in medians}
+    return constant if any(bool(value.any()) for value in constant.values()) else None
 
 
 def _fitted(
-    sent: Mapping[str, Tensor], raw: Mapping[str, Tensor], products: np.ndarray
+    sent: Sequence[Mapping[str, Tensor]], raw: Sequence[Mapping[str, Tensor]]
 ) -> Message | None:
-    """From mean messages, mean gradients and the sums of their products over the batches."""
-    means = [_dot(sent, sent), _dot(sent, raw), _dot(raw, raw)]
-    varied, together, gradients = products - PAIRS * np.array(means)
-    if not (gradients > 0 and together > 0):
+    """Scales and constant by least squares, if they explain the messages."""
+    moving = [n for n in sent[0] if any(not torch.equal(m[n], sent[0][n]) for m in sent[1:])]
+    if not moving:
         return None
-    scale = together / gradients
-    signal = scale * together
-    constant = {name: sent[name] - scale * raw[name] for name in sent}
-    explained = varied - signal <= MISFIT * signal
-    if not (explained and _dot(constant, constant) > RELEVANT * scale**2 * products[2] / PAIRS):
+    messages = torch.stack([torch.cat([m[n].flatten() for n in moving]) for m in sent])
+    gradients = torch.stack([torch.cat([g[n].flatten() for n in moving]) for g in raw])
+    # With the constant solved for, the scales are the solution of a small linear system.
+    pairs = len(sent)
+    projector = torch.eye(pairs, dtype=torch.double) - 1 / pairs
+    system = projector * (gradients @ gradients.T)
+    target = ((messages - messages.mean(0)) * gradients).sum(1, keepdim=True)
+    scales = torch.linalg.lstsq(system, target).solution
+    constant = (messages - scales * gradients).mean(0)
+    explained = ((scales * gradients) ** 2).sum()
+    misfit = ((messages - constant - scales * gradients) ** 2).sum()
+    hides = (constant**2).sum() > RELEVANT * explained / pairs
+    if not (bool((scales > 0).all()) and bool(misfit <= MISFIT * explained) and bool(hides)):
         return None
-    return constant
-
-
-def _dot(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> float:
-    return float(sum((left[name] * right[name]).sum() for name in left))
+    found = {name: value for name, value in sent[0].items() if name not in moving}
+    parts = torch.split(constant, [sent[0][name].numel() for name in moving])
+    found |= {n: part.reshape(sent[0][n].shape) for n, part in zip(moving, parts, strict=True)}
+    return {name: found[name] for name in sent[0]}
 
 
 def without(message: Mapping[str, Tensor], offset: Message | None) -> Mapping[str, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from gradguard import AddGaussian, ClipByGlobalNorm, Defense, KeepTopK, Sign, Withhold
 from gradguard.attacks.learned import LearnedRegression
 from gradguard.attacks.learning.offset import constant_offset, without
+from gradguard.attacks.threat import Knowledge
 from tests.attacks.models import batches, cnn, gradient, knowledge, overlap, skewed
 
 MODEL = cnn()
@@ -74,3 +75,48 @@ def test_noise_from_a_public_seed_does_not_cover_the_signs() -> None:
     attack = LearnedRegression(simulated=100)
     fitted = attack.fit(knowledge(MODEL, client=_client(1.0, constant)))
     assert overlap(fitted.infer(noised), counts) > 0.95
+
+
+def _clipped_and(constant: Message, *, sparse: bool) -> Callable[[Tensor, Tensor], Message]:
+    first = Defense("first", transform=KeepTopK(0.1) if sparse else ClipByGlobalNorm(0.1))
+    client = first.client(MODEL, seed=1)
+    return lambda inputs, labels: {n: t + constant[n] for n, t in client(inputs, labels).items()}
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["clipped", "sparse"])
+def test_a_constant_after_clipping_or_dropping_is_found(sparse: bool) -> None:
+    constant = _constant()
+    known = knowledge(MODEL, client=_clipped_and(constant, sparse=sparse))
+    found = constant_offset(known)
+    assert found is not None
+    off = sum(float((found[n] - constant[n]).square().sum()) for n in constant)
+    total = sum(float(value.square().sum()) for value in constant.values())
+    # Coordinates that are always sent never show the bare constant.
+    assert off < (0.2 if sparse else 1e-3) * total
+    with_constant = _read(known)
+    plain = _read(knowledge(MODEL, client=_clipped_and(_zero(), sparse=sparse)))
+    assert with_constant > plain - 0.05
+
+
+def _zero() -> Message:
+    return {name: torch.zeros_like(p) for name, p in MODEL.named_parameters()}
+
+
+def _read(known: Knowledge) -> float:
+    client, counts = known.client, skewed(60)
+    assert client is not None
+    seen = [known.observe(client(inputs, labels)) for inputs, labels, _ in batches(MODEL, counts)]
+    return overlap(LearnedRegression(simulated=100).fit(known).infer(seen), counts)
+
+
+def test_a_tensor_that_never_changes_is_taken_away_whole() -> None:
+    constant = _constant()
+
+    def send(inputs: Tensor, labels: Tensor) -> Message:
+        raw = gradient(MODEL, inputs, labels)
+        return {n: constant[n] + (g if n.startswith("5.") else 0) for n, g in raw.items()}
+
+    found = constant_offset(knowledge(MODEL, client=send))
+    assert found is not None
+    torch.testing.assert_close(found["0.weight"].float(), constant["0.weight"])
+    torch.testing.assert_close(found["5.weight"].float(), constant["5.weight"], atol=1e-3, rtol=0)
