@@ -30,6 +30,8 @@ RIDGES = (1e-6, 1e-2, 1e-1)
 # Relative to the mean variance: a coordinate that never varied among the attacker's examples must
 # not outvote all others.
 FLOOR = 1e-3
+# Classes times batch beyond which no posterior is computed: 500 draws would take gigabytes.
+WEIGHED = 2**17
 
 
 @dataclass(frozen=True)
@@ -184,11 +186,14 @@ def _decoders(ground: Groundwork, knowledge: Knowledge) -> list[Decoder]:
     if knowledge.composition not in ("iid", None):
         # Only these depend on it. Without the difference between splits the draws are remembered.
         share = (1 / len(share),) * len(share)
+    squares: list[Decoder] = [LeastSquares(ridge=ridge, free=False) for ridge in RIDGES]
+    squares.append(LeastSquares(ridge=RIDGES[0], free=True))
+    if len(share) * knowledge.batch_size > WEIGHED:
+        return squares
     prior = draw_prior(knowledge.composition, knowledge.batch_size, share)
     weighed = [Posterior(prior, t, extended=True) for t in (1.0, 4.0, 16.0)]
     confined = [Posterior(prior, t, extended=False) for t in (4.0, 64.0)]
-    squares = [LeastSquares(ridge=ridge, free=False) for ridge in RIDGES]
-    return [*squares, LeastSquares(ridge=RIDGES[0], free=True), *weighed, *confined]
+    return [*squares, *weighed, *confined]
 
 
 def _fitted(ground: Groundwork, knowledge: Knowledge, *, masked: bool) -> FittedTemplateRegression:

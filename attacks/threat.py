@@ -49,7 +49,8 @@ class Knowledge:
         auxiliary: Inputs and labels disjoint from every client's data.
         client: The client's own code as a black box: inputs and labels in, defended message out,
             with fresh randomness in each call. An adaptive attacker knows the defence, not its
-            random draws.
+            random draws. It must stay the same function, and the auxiliary data the same data:
+            what attacks learn from them is kept for as long as this object lives.
         num_classes: Classes of the task.
         batch_size: What the server is told; learned attackers simulate batches of this size.
         composition: The generator of batch compositions if known (see

@@ -88,13 +88,13 @@ def main() -> bool:
 def _studies() -> Iterator[tuple[str, Study]]:
     for stage, size in CELLS:
         name = f"mnist-defences-{stage}-{size}"
-        yield name, _study("mnist", "cnn-relu", 1000, [stage], [size], 1000, DEFENCES)
+        yield name, _study("mnist", "cnn-relu", 1000, [stage], [size], 600, DEFENCES)
     none = {"none": DEFENCES["none"]}
     for model in MODELS:
         for data in FILES:
             for steps in TRAINED:
                 stages = ["init", "trained"] if steps == TRAINED[0] else ["trained"]
-                simulated = {"cnn-relu": 1000, "resnet-gn": 250}.get(model, 400)
+                simulated = 600 if model == "cnn-relu" else 250
                 # A ResNet takes most of an hour to train three times for 5,000 steps.
                 seeds = 1 if (model, steps) == ("resnet-gn", 5000) else 3
                 yield (

@@ -27,7 +27,6 @@ from gradguard.attacks.threat import (
     Attack,
     FittedAttack,
     Knowledge,
-    NotApplicableError,
     Observation,
 )
 
@@ -103,14 +102,15 @@ def _practise(knowledge: Knowledge, simulated: int, head: str | None) -> Practic
     members = _mounted(knowledge, head)
     fitted, counts, _ = _read(knowledge, reader, rehearsal.fitting(simulated), ())
     trials = rehearsal.judging(round(JUDGING_SHARE * simulated))
-    judged, truth, answered = _read(knowledge, reader, trials, members)
+    judged, truth, told = _read(knowledge, reader, trials, members)
+    members = tuple(member for member, answer in zip(members, told, strict=True) if answer)
 
     def score(shares: np.ndarray) -> float:
         return float(overlap(round_to_batch(shares * size, size), truth).mean())
 
     candidates = tuple(fit_bank(fitted, counts / size, judged, score, rehearsal.seed))
     answers = [candidate.predict(judged) for candidate in candidates]
-    answers += [found / size for found in answered]
+    answers += [np.concatenate(answer) / size for answer in told if answer]
     blind, _ = BestConstant().fit(knowledge).best(size)
     return Practice(rehearsal, reader, candidates, members, tuple(answers), truth, blind)
 
@@ -123,8 +123,8 @@ def _mounted(knowledge: Knowledge, head: str | None) -> tuple[FittedAttack, ...]
             named: Attack = replace(attack, head=head)  # type: ignore[type-var]
             try:
                 fitted.append(named.fit(knowledge))
-            except NotApplicableError:
-                continue  # say, a head without bias: the others answer
+            except ValueError:
+                continue  # say, a head without bias or of its own kind: the others answer
     return tuple(fitted)
 
 
@@ -133,21 +133,28 @@ def _read(
     reader: Reader,
     rehearsed: Iterator[tuple[Message, np.ndarray]],
     members: Sequence[FittedAttack],
-) -> tuple[Readings, np.ndarray, list[np.ndarray]]:
-    """Readings and true counts of messages, and what each member answers to the same messages."""
+) -> tuple[Readings, np.ndarray, list[list[np.ndarray]]]:
+    """Readings and true counts of messages, and what each member answers to the same messages.
+
+    A member that cannot read one of them has no answers at all.
+    """
     truths: list[np.ndarray] = []
     answers: list[list[np.ndarray]] = [[] for _ in members]
+    able = [True for _ in members]
 
     def messages() -> Iterator[Message]:
         for shown in _chunks(rehearsed, SHOWN if members else 1):
             truths.extend(truth for _, truth in shown)
             seen = [knowledge.observe(message) for message, _ in shown]
-            for member, answer in zip(members, answers, strict=True):
-                answer.append(estimated(member, seen))
+            for i, member in enumerate(members):
+                try:
+                    answers[i] += [estimated(member, seen)] if able[i] else []
+                except ValueError:  # say, a tensor that the model has is not sent
+                    able[i], answers[i] = False, []
             yield from (message for message, _ in shown)
 
     readings = reader.read(messages())
-    return readings, np.stack(truths), [np.concatenate(answer) for answer in answers]
+    return readings, np.stack(truths), answers
 
 
 def estimated(member: FittedAttack, seen: Sequence[Observation]) -> np.ndarray:

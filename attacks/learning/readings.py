@@ -145,7 +145,8 @@ class Reader:
                 "only one of them. Send zeros for what is withheld"
             )
         tensors = [message[name].detach() for name in self.names]
-        norms = np.array([float(torch.linalg.vector_norm(t, dtype=torch.double)) for t in tensors])
+        # In double precision, in which whole numbers have norms too.
+        norms = np.array([float(torch.linalg.vector_norm(t.double())) for t in tensors])
         if not np.isfinite(norms).all():
             raise ValueError(
                 "expected a finite message, got NaN or infinity; "

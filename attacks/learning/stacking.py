@@ -14,6 +14,7 @@ from gradguard.attacks.rounding import Ints, project_to_simplex, round_to_batch
 
 SCARCE = 100  # judging images; with fewer, weights would be fitted to those very images
 FOLDS = 2
+CALIBRATED = 2**26  # messages * classes * batch; above, tables of 4 bytes each grow too large
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +54,10 @@ def rounded(shares: np.ndarray, rounding: OverlapRounding | None, batch_size: in
 
 @dataclass(frozen=True, eq=False)
 class _Option:
-    """A way to answer, and how it does on the judging messages, out of fold."""
+    """A way to answer, and what and how well it answers the judging messages, out of fold."""
 
     weights: np.ndarray
+    shares: np.ndarray
     overlap: np.ndarray
     calibrated: bool
 
@@ -77,27 +79,23 @@ def choose_stack(done: Practice) -> Stack:
             best, errors = stacked, 1.0
     if not clearly_above(best.overlap, singles[-1].overlap, errors=errors):
         best = singles[-1]
-    return _fitted(best, answers, done.truth, size)
-
-
-def _fitted(option: _Option, answers: list[np.ndarray], truth: np.ndarray, size: int) -> Stack:
-    bare = Stack(option.weights, None, size)
-    if not option.calibrated:
-        return bare
-    return Stack(option.weights, OverlapRounding.fit(bare.shares(answers), truth), size)
+    rounding = OverlapRounding.fit(best.shares, done.truth) if best.calibrated else None
+    return Stack(best.weights, rounding, size)
 
 
 def _option(shares: np.ndarray, weights: np.ndarray, truth: np.ndarray) -> _Option:
     """With the rounding that does better; the calibrated one is judged on the other fold."""
     size = int(truth[0].sum())
     nearest = overlap(rounded(shares, None, size), truth)
+    if truth.size * size > CALIBRATED:
+        return _Option(weights, shares, nearest, False)
     fold = _folds(len(truth))
     calibrated = np.zeros(len(truth))
     for k in range(FOLDS):
         rounding = OverlapRounding.fit(shares[fold != k], truth[fold != k])
         calibrated[fold == k] = overlap(rounding.counts(shares[fold == k]), truth[fold == k])
     better = bool(calibrated.mean() > nearest.mean())
-    return _Option(weights, calibrated if better else nearest, better)
+    return _Option(weights, shares, calibrated if better else nearest, better)
 
 
 def _out_of_fold(answers: list[np.ndarray], truth: np.ndarray) -> np.ndarray:

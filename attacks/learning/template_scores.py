@@ -77,11 +77,12 @@ def _filter(values: np.ndarray, shares: np.ndarray) -> np.ndarray:
     # What is as large as the messages stays in single precision; what is small is in double.
     singles = shares.astype(np.float32)
     moments = (singles.T @ values).astype(np.float64)
-    templates = np.linalg.solve(shares.T @ shares + 1e-2 * classes, moments)
+    # Inverses of small matrices: a solve with as many right-hand sides as coordinates is slower.
+    templates = np.linalg.inv(shares.T @ shares + 1e-2 * classes) @ moments
     misfit = values - singles @ templates.astype(np.float32)
     residual = np.square(misfit, out=misfit).mean(0, dtype=np.float64)
     weighted = templates / (residual + 1e-2 * residual.mean() + 1e-20)
     fisher = weighted @ templates.T
     fisher += (1e-4 * np.trace(fisher) / len(fisher) + 1e-12) * classes
-    filtered: np.ndarray = np.linalg.solve(fisher, weighted).T.astype(np.float32)
+    filtered: np.ndarray = (np.linalg.inv(fisher) @ weighted).T.astype(np.float32)
     return filtered
