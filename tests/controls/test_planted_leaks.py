@@ -8,13 +8,11 @@ batches, scored on others.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 
-from gradguard.attacks import ADAPTIVE, BASELINES, PUBLISHED, Knowledge
+from gradguard.attacks import BASELINES, Attack, Ensemble, Knowledge, LearnedRegression
 from gradguard.attacks.composition import draw_counts
 from gradguard.attacks.simulation import Message
 from tests.attacks import models
@@ -23,36 +21,20 @@ from tests.controls.planted import BATCH, PLANTS, RESCALED, Plant, images
 
 SCORED = 240
 
-UNREAD: dict[str, str] = {
-    "counts in low bits": "measured .36: the reader looks at the last 8 of 16 bits",
-    "counts in low bits, times a power of two": "measured .36: likewise",
-}
-"""Plants that today's readers miss, with what they reach; empty it as readers are added."""
+# No published attack and no template knows these places. These two share one rehearsal.
+ATTACKS: tuple[Attack, ...] = (*BASELINES, LearnedRegression(), Ensemble())
 
 
 def find(plant: Plant) -> Scores:
-    """What every exported attack finds of a plant."""
+    """What attackers that rehearse find of a plant."""
     known = plant.knowledge()
     data = images(plant.classes, seed=2)
     victims = draw_victims(plant.client(seed=1), known, data, CALIBRATION + SCORED, seed=1)
-    return play([*BASELINES, *PUBLISHED, *ADAPTIVE], known, victims)
-
-
-def _parameters() -> list[Any]:
-    return [
-        pytest.param(
-            plant,
-            id=plant.name,
-            marks=[pytest.mark.xfail(strict=True, reason=UNREAD[plant.name])]
-            if plant.name in UNREAD
-            else [],
-        )
-        for plant in (*PLANTS, *RESCALED)
-    ]
+    return play(ATTACKS, known, victims)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("plant", _parameters())
+@pytest.mark.parametrize("plant", [*PLANTS, *RESCALED], ids=lambda plant: plant.name)
 def test_a_planted_leak_is_found(plant: Plant) -> None:
     scores = find(plant)
     assert scores.advantage(scores.worst) >= 0.5
@@ -107,4 +89,4 @@ def test_a_bias_of_the_body_that_is_all_that_is_sent_tells_the_labels() -> None:
 def _real(known: Knowledge) -> Scores:
     assert known.client is not None
     victims = draw_victims(known.client, known, models.data(200, 2), CALIBRATION + SCORED, seed=1)
-    return play([*BASELINES, *PUBLISHED, *ADAPTIVE], known, victims)
+    return play(ATTACKS, known, victims)
