@@ -28,6 +28,7 @@ LONGEST = (
     "tests/controls/test_planted_silence.py",
     "tests/controls/test_planted_leaks.py",
     "tests/controls/test_data_processing.py",
+    "tests/attacks/test_template_memory.py",
     "tests/controls/test_oracle_gap.py",
 )
 """Files that take more than a minute."""

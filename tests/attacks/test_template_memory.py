@@ -40,7 +40,7 @@ known = Knowledge(
 rows = torch.tensor([0, 0, 0, 0, 1, 1, 2, 3])
 rows = rows + classes * (torch.arange(8) % 4)  # other examples of the same classes
 message = Observation(client(inputs[rows], labels[rows]), 8, classes)
-for part in ("bias", "head", "body", "all"):
+for part in ("head", "all"):
     counts = TemplateRegression(part).fit(known).infer([message])[0]
     right = torch.minimum(counts, torch.bincount(labels[rows], minlength=classes)).sum().item()
     print("overlap", part, right)

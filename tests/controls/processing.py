@@ -15,9 +15,10 @@ from gradguard.evaluation.memo import GradientMemo, MemoisedClient
 from gradguard.evaluation.metrics import Interval
 from gradguard.evaluation.nesting import nested
 from tests.attacks import mnist, models
-from tests.controls.bench import CALIBRATION, Scores, draw_victims, interval, play
+from tests.controls.bench import CALIBRATION, Scores, draw_victims, interval, play, sized
 
 SCORED = 300
+SIMULATED = 500  # rather than 1,000, for every defence alike
 BATCH = 8
 Data = tuple[Tensor, Tensor]
 
@@ -137,7 +138,7 @@ def read(task_name: str, defence_name: str) -> Scores:
         composition="skewed",
     )
     victims = draw_victims(client(2), known, on.victims, CALIBRATION + SCORED, seed=3)
-    return play([*BASELINES, *PUBLISHED, *ADAPTIVE], known, victims)
+    return play(sized([*BASELINES, *PUBLISHED, *ADAPTIVE], SIMULATED), known, victims)
 
 
 def lead(inner: Scores, outer: Scores) -> Interval:
