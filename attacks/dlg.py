@@ -96,7 +96,7 @@ class FittedDLG:
     def _counts(self, observation: Observation) -> Floats:
         # A dropout layer draws from the global state, anew in every evaluation.
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed % 2**63)
+            torch.default_generator.manual_seed(self.seed % 2**63)
             labels = self._inverted(observation)
         counts: Floats = labels.softmax(dim=1).sum(dim=0).double().cpu().numpy()
         return counts

@@ -84,7 +84,7 @@ def _key(model: nn.Module, inputs: Tensor, settings: str) -> bytes:
     """
     attacker = attacker_copy(model)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         probe = attacker(inputs[:2].to(next(attacker.parameters()).device))
     data = {"inputs": inputs, "probe": probe}
     return fingerprint(model) + digest_of(data) + settings.encode()
@@ -106,7 +106,7 @@ def _forward(
     probabilities, sums = [], []
     handle = layer.register_forward_hook(read)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed % 2**63)
+        torch.default_generator.manual_seed(seed % 2**63)
         for chunk in torch.split(inputs, CHUNK):
             seen.clear()
             output.clear()

@@ -75,7 +75,7 @@ class GDBR:
         rows = rng.permutation(len(inputs))[: max(2, min(INPUTS, PASSES // classes))]
         few = inputs[torch.from_numpy(rows)]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed % 2**63)
+            torch.default_generator.manual_seed(seed % 2**63)
             name = parameter_before_head(model, few[:2], head_module(model, classes, self.head))
             size = model.get_parameter(name).numel()
             read = np.sort(rng.permutation(size)[:COORDINATES])

@@ -96,7 +96,7 @@ def _fit(
             try:
                 # An attack's own passes through a model with dropout draw from the global state.
                 with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(knowledge.seed)
+                    torch.default_generator.manual_seed(knowledge.seed)
                     fitted[name] = attack.fit(knowledge)
             except NotApplicableError as error:
                 skipped[name] = one_line(error)

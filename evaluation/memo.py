@@ -59,7 +59,9 @@ class GradientMemo:
         # Dropout draws from torch's global state. Its masks then depend on the batch, not on what
         # was computed before it, or in which process.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int.from_bytes(key[:8], "big") >> 1)
+            # Not torch.manual_seed: it seeds accelerators as well, which are not restored here, and
+            # takes longer than a small model's backward pass.
+            torch.default_generator.manual_seed(int.from_bytes(key[:8], "big") >> 1)
             grads = client.gradients(inputs, labels)
         self.backward_passes += 1
         size = sum(g.numel() * g.element_size() for g in grads if g is not None)

@@ -41,7 +41,7 @@ def constant_offset(knowledge: Knowledge) -> Message | None:
     for inputs, labels, _ in draw_batches(knowledge, PAIRS):
         message = knowledge.client(inputs, labels)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # a model's own randomness, such as dropout
+            torch.default_generator.manual_seed(0)  # a model's own randomness, such as dropout
             gradient = raw_gradient(attacker, inputs, labels)
         if message.keys() != gradient.keys():
             return None

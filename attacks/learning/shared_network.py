@@ -47,7 +47,7 @@ def fit_shared_network(numbers: np.ndarray, shares: np.ndarray, seed: int) -> Sh
     inputs = _with_context(numbers, centre, scale)
     targets = torch.from_numpy(shares).float()
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(seed % 2**63)
+        torch.default_generator.manual_seed(seed % 2**63)
         body = nn.Sequential(
             nn.Linear(inputs.shape[2], HIDDEN),
             nn.SiLU(),

@@ -91,7 +91,7 @@ def rehearse_pairs(
     unit: float | None = None
     for number, (inputs, labels, _) in enumerate(batches):
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(number)  # a model's own randomness, such as dropout
+            torch.default_generator.manual_seed(number)  # a model's own randomness, such as dropout
             raw.append(coordinates.read(raw_gradient(attacker, inputs, labels)))
         # Outside of the fork: a client that draws from torch's generator would otherwise start
         # again where it was, and send its next messages with the noise of the rehearsal.

@@ -85,7 +85,7 @@ def class_gradients(
     present = np.unique(found)
     means, variances = [], []
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed % 2**63)
+        torch.default_generator.manual_seed(seed % 2**63)
         for label in present:
             members = np.flatnonzero(found == label)[:EXAMPLES_PER_CLASS]
             mean, variance = _one_class(
@@ -173,7 +173,7 @@ def _key(
     seed: int,
 ) -> bytes:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         probe = raw_gradient(attacker_copy(model), auxiliary[0][:2], auxiliary[1][:2])
     data = {"inputs": auxiliary[0], "labels": auxiliary[1]}
     digests = digest_of(probe) + digest_of(data) + digest_of(coordinates.chosen)
