@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from gradguard.attacks.threat import Attack
@@ -132,9 +133,10 @@ class Bench:
         if (cell, repeat, which) not in self._others:
             data, pool = self.data, getattr(self.parts, which)
             if which == "auxiliary":
-                images, labels = self.auxiliary()
-                data = replace(data, images=images, labels=labels)
-                pool = np.arange(len(labels))
+                # In place, not by themselves: a few images per class are no data set of their own.
+                images = data.images.clone()
+                images[torch.from_numpy(pool)] = self.auxiliary()[0]
+                data = replace(data, images=images)
             names = (cell.stage, cell.composition, cell.batch_size, repeat)
             room = OTHERS_BYTES // (3 * self.study.attacked_seeds)
             self._others[cell, repeat, which] = OtherClients(

@@ -26,7 +26,8 @@ class ReleasingClient(Protocol):
         ...
 
     def gradients(self, inputs: Tensor, labels: Tensor) -> Grads:
-        """Gradients of the batch before any randomness, in parameter order."""
+        """Gradients of the batch before the defence, in parameter order; torch's global state
+        decides what is random in them, such as dropout and the order of local training."""
         ...
 
     def release(
@@ -50,10 +51,31 @@ class GradientMemo:
     held_bytes: int = 0
     backward_passes: int = 0
     _known: dict[bytes, Grads] = field(default_factory=dict)
+    _varies: dict[str, bool] = field(default_factory=dict)
 
-    def gradients(self, client: ReleasingClient, inputs: Tensor, labels: Tensor) -> Grads:
-        """``client.gradients(inputs, labels)``, computed at most once while there is room."""
-        key = _digest(client.kind, inputs, labels)
+    def varies(self, client: ReleasingClient, inputs: Tensor, labels: Tensor) -> bool:
+        """Whether the gradients of a batch differ from round to round, as with dropout.
+
+        Found out once for each kind of client, from the first batch that is asked about.
+        """
+        if client.kind not in self._varies:
+            pair = [self.gradients(client, inputs, labels, number) for number in (0, 1)]
+            same = all(
+                one is other or (one is not None and other is not None and torch.equal(one, other))
+                for one, other in zip(*pair, strict=True)
+            )
+            self._varies[client.kind] = not same
+        return self._varies[client.kind]
+
+    def gradients(
+        self, client: ReleasingClient, inputs: Tensor, labels: Tensor, number: int = 0
+    ) -> Grads:
+        """``client.gradients(inputs, labels)``, computed at most once while there is room.
+
+        Args:
+            number: Of the round; another number is another draw of what is random in them.
+        """
+        key = _digest(f"{client.kind}/{number}" if number else client.kind, inputs, labels)
         if key in self._known:
             return self._known[key]
         # Dropout draws from torch's global state. Its masks then depend on the batch, not on what
@@ -86,8 +108,9 @@ class MemoisedClient:
     def rounds(self, inputs: Tensor, labels: Tensor, number: int) -> Iterator[dict[str, Tensor]]:
         """The messages of one client's first ``number`` rounds, all from this one batch."""
         # release must not write into what it is given; the memo would hand out defended tensors.
-        grads = self.memo.gradients(self.client, inputs, labels)
+        new = number > 1 and self.memo.varies(self.client, inputs, labels)
         for index in range(number):
+            grads = self.memo.gradients(self.client, inputs, labels, index if new else 0)
             yield self.client.release(grads, batch_size=len(labels), first=index == 0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -106,7 +107,12 @@ def guarantees(bench: Bench, cell: Cell, defense: Defense) -> dict[str, Any]:
     if dp is None:
         return {"epsilon": None, "delta": None, "certificate": None}
     # As Opacus has it: one over the number of full batches in an epoch.
-    rate = 1 / max(1, len(bench.parts.client) // training.batch_size)
+    batches = max(1, len(bench.parts.client) // training.batch_size)
+    rate, steps = 1 / batches, training.steps
+    if defense.cohort > 1:
+        # Its clients take batch after batch of shuffled data: no secret sampling, and every record
+        # is in one message per pass over the data.
+        rate, steps = 1.0, math.ceil(defense.cohort * training.steps / batches)
     certificate = certify(
         dp,
         composition=cell.composition,
@@ -115,12 +121,12 @@ def guarantees(bench: Bench, cell: Cell, defense: Defense) -> dict[str, Any]:
         releases=cell.rounds,
         # The share behind "iid" batches, see `draw_batches`.
         label_prior=_shares(bench, bench.parts.scored),
-        training_releases=training.steps,
+        training_releases=steps,
         sample_rate=rate,
         # Small classes are rounded up in every part: all of the data may be less even than it.
         run_prior=_shares(bench, bench.parts.client),
     )
-    epsilon = _run_epsilon(dp, training.steps, rate)
+    epsilon = _run_epsilon(dp, steps, rate)
     if cell.rounds > 1:
         epsilon = max(epsilon, _run_epsilon(dp, cell.rounds, 1.0))
     return {"epsilon": epsilon, "delta": dp.delta, "certificate": certificate}

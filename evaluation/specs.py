@@ -16,6 +16,9 @@ from gradguard.evaluation.shift import SHIFTS
 STAGES = ("init", "trained")
 """Fresh weights, and weights after training without a defence."""
 
+MOST_ROUNDS = 100_000
+"""Every round of every client is played."""
+
 FIXED_COMPOSITIONS = ("iid", "skewed", "single")
 Spec = TypeVar("Spec")
 
@@ -148,6 +151,8 @@ class AttackSpec:
                 raise unknown("attack stage", str(stage), STAGES)
         for number in _several("attack.rounds", self.rounds):
             _whole("attack.rounds", number, 1)
+            if number > MOST_ROUNDS:
+                raise UnusableInputError(f"attack.rounds: at most {MOST_ROUNDS:,}, got {number}")
         _share("attack.participation", self.participation)
         _whole("attack.trials", self.trials, 2)
         _whole("attack.calibration", self.calibration, 1)

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 _FIELDS = ("name", "cohort", "dp", "transform")
 _TEXTS = ("name", "pattern")
 
+MOST_CLIENTS = 100_000
+"""The largest cohort: every client of it is played."""
+
 
 class Attached(NamedTuple):
     """What :meth:`Defense.attach` returns: use all three in place of what was given."""
@@ -85,10 +88,10 @@ class Defense:
         if self.dp is not None and not isinstance(self.dp, DPSGD):
             raise TypeError(f"defence {self.name!r}: expected dp=DPSGD(...), got {self.dp!r}")
         whole = isinstance(self.cohort, int) and not isinstance(self.cohort, bool)
-        if not whole or self.cohort < 1:
+        if not whole or not 1 <= self.cohort <= MOST_CLIENTS:
             raise ValueError(
-                f"defence {self.name!r}: cohort must be a whole number of at least 1 (the clients "
-                f"whose messages are summed), got {self.cohort!r}"
+                f"defence {self.name!r}: cohort must be a whole number from 1 to {MOST_CLIENTS:,} "
+                f"(the clients whose messages are summed), got {self.cohort!r}"
             )
         # Always a chain, so that equal defences compare equal however they were written.
         object.__setattr__(self, "transform", chain(*parts))

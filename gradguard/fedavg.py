@@ -23,6 +23,10 @@ from gradguard.core import Grads, GradTransform
 OPTIMIZERS = ("sgd", "adam")
 
 
+MOST = 100_000
+"""The most epochs and the largest batch: every step is taken, so more would not end."""
+
+
 @dataclass(frozen=True)
 class LocalTraining:
     """What a FedAvg client does with its examples before it sends anything.
@@ -52,9 +56,10 @@ class LocalTraining:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
             value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-            if not whole and not (name == "batch_size" and value is None):
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            fits = whole and 1 <= value <= MOST
+            if not fits and not (name == "batch_size" and value is None):
+                raise ValueError(f"{name} must be a whole number from 1 to {MOST:,}, got {value!r}")
         if not (_is_number(self.learning_rate) and 0 < self.learning_rate < math.inf):
             raise ValueError(f"learning_rate must be a number above 0, got {self.learning_rate!r}")
         if self.optimizer not in OPTIMIZERS:

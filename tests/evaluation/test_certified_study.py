@@ -18,6 +18,7 @@ from gradguard.evaluation.certificate import multiset_bound, per_record_bound
 from gradguard.evaluation.certificate_law import broken_certificates
 from gradguard.evaluation.certify import run_epsilon
 from gradguard.evaluation.errors import UnusableInputError
+from gradguard.evaluation.evaluate import cells
 from gradguard.evaluation.progress import Silent
 from gradguard.evaluation.rows import guarantees
 from gradguard.finite import NonFiniteExampleError
@@ -167,3 +168,23 @@ def test_a_delta_that_is_too_large_for_the_clients_data_is_a_warning() -> None:
     defense = [{"name": "private", "dp": NOISE | {"delta": 0.5}, "transform": []}]
     report = evaluate(Study.from_dict(table | {"defense": defense}))
     assert any("delta 0.5 of 'private'" in said for said in report.provenance["warnings"])
+
+
+def test_a_cohort_counts_every_pass_over_the_data_and_no_amplification() -> None:
+    """Sixteen clients use sixteen times the records: an epsilon as if one did is too small."""
+    plain = Study.from_dict(
+        {
+            "training": {"steps": 100, "batch_size": 16, "seeds": 1},
+            "defense": [
+                {"name": f"{k}", "cohort": k, "dp": {"noise_multiplier": 1.0, "max_grad_norm": 1.0}}
+                for k in (1, 16)
+            ],
+        }
+    )
+    bench = prepare(plain)
+    cell = cells(plain)[0]
+    one, sixteen = (guarantees(bench, cell, defense) for defense in plain.defenses)
+    passes = math.ceil(16 * 100 / (len(bench.parts.client) // 16))
+    expected = run_epsilon(DPSGD(1.0, 1.0), passes, 1.0)
+    assert sixteen["epsilon"] == pytest.approx(expected)
+    assert sixteen["epsilon"] > one["epsilon"]

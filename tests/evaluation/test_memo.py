@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from gradguard import Defense
 from gradguard.evaluation.memo import GradientMemo, MemoisedClient
@@ -59,3 +60,28 @@ def test_a_full_memo_holds_no_more_and_still_answers() -> None:
         memo.gradients(client, INPUTS + 1, LABELS)
     assert memo.held_bytes == size
     assert memo.backward_passes == 3
+
+
+def _dropout_client(seed: int) -> MemoisedClient:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 2))
+    plain = Defense("none", transform=[])
+    return MemoisedClient(plain.client(model, seed=seed), GradientMemo(2**20))
+
+
+def test_what_is_random_in_gradients_is_drawn_anew_in_every_round() -> None:
+    inputs, labels = torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
+    first, second, third = list(_dropout_client(0).rounds(inputs, labels, 3))
+    assert not torch.equal(first["0.weight"], second["0.weight"])
+    assert not torch.equal(second["0.weight"], third["0.weight"])
+    again = list(_dropout_client(0).rounds(inputs, labels, 3))
+    assert torch.equal(again[2]["0.weight"], third["0.weight"])
+
+
+def test_gradients_without_randomness_are_computed_once_for_all_rounds() -> None:
+    model = nn.Linear(3, 2)
+    client = Defense("none", transform=[]).client(model, seed=0)
+    memo = GradientMemo(2**20)
+    list(MemoisedClient(client, memo).rounds(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]), 50))
+    assert memo.backward_passes == 2  # the second one finds out

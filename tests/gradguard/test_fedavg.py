@@ -165,7 +165,7 @@ def test_the_change_of_adam_has_no_rate() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"epochs": 0}, "epochs must be a whole number of at least 1"),
+        ({"epochs": 0}, "epochs must be a whole number from 1 to 100,000"),
         ({"epochs": 1.0}, "epochs must be a whole number"),
         ({"epochs": True}, "epochs must be a whole number"),
         ({"batch_size": 0}, "batch_size must be a whole number"),
