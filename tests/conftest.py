@@ -28,10 +28,11 @@ LONGEST = (
     "tests/controls/test_planted_silence.py",
     "tests/controls/test_planted_leaks.py",
     "tests/controls/test_data_processing.py",
+    "tests/attacks/test_learned.py",
     "tests/attacks/test_template_memory.py",
     "tests/controls/test_oracle_gap.py",
 )
-"""Files that take more than a minute."""
+"""Files that take longest; their order is that in which they start."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

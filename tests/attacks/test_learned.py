@@ -154,7 +154,9 @@ def test_missing_knowledge_is_named() -> None:
         LearnedRegression().fit(Knowledge(num_classes=3))
 
 
-# The client scales one gradient: computing 1,308 of this size would take minutes.
+# The client scales one gradient: computing hundreds of this size would take minutes. So would
+# reading 1,308 messages of it, as the default has it: the 918 that are left out hold 2**16
+# coordinates each, 0.23 GiB, for which and for a copy of which 0.5 of 4 GiB are left.
 MEMORY_PROGRAM = """
 import resource, torch
 from torch import nn
@@ -172,7 +174,7 @@ def client(x, y):
     scale = torch.bincount(y, minlength=100).float().var()
     return {n: g * scale for n, g in grads.items()}
 known = Knowledge(auxiliary=(x, y), client=client, num_classes=100, batch_size=8)
-fitted = LearnedRegression().fit(known)
+fitted = LearnedRegression(simulated=300).fit(known)
 fitted.infer([Observation(client(x[:8], y[:8]), 8, 100)] * 4)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 """
@@ -183,7 +185,7 @@ def test_memory_on_a_model_of_23_million_parameters_and_100_classes_stays_under_
     done = subprocess.run(
         [sys.executable, "-c", MEMORY_PROGRAM], capture_output=True, text=True, check=True
     )
-    assert float(done.stdout) < 4.0
+    assert float(done.stdout) < 3.5
 
 
 def _noisy_client(inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
