@@ -155,7 +155,7 @@ def test_missing_knowledge_is_named() -> None:
 
 
 # The client scales one gradient: computing hundreds of this size would take minutes. So would
-# reading 1,308 messages of it, as the default has it: the 918 that are left out hold 2**16
+# reading 1,308 messages of it, as the default has it: the 910 that are left out hold 2**16
 # coordinates each, 0.23 GiB, for which and for a copy of which 0.5 of 4 GiB are left.
 MEMORY_PROGRAM = """
 import resource, torch
