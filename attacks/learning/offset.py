@@ -45,8 +45,9 @@ def constant_offset(knowledge: Knowledge) -> Message | None:
             gradient = raw_gradient(attacker, inputs, labels)
         if message.keys() != gradient.keys():
             return None
-        sent.append({name: t.detach().double().cpu() for name, t in message.items()})
-        raw.append({name: t.double().cpu() for name, t in gradient.items()})
+        # As they come: in double precision twelve of a large model's would not fit into memory.
+        sent.append({name: t.detach().cpu() for name, t in message.items()})
+        raw.append({name: t.cpu() for name, t in gradient.items()})
     return _fitted(sent, raw) or _repeated(sent)
 
 
@@ -62,7 +63,7 @@ def _repeated(sent: Sequence[Mapping[str, Tensor]]) -> Message | None:
         name: torch.stack([m[name] == medians[name] for m in sent]).double().mean(0) > 0.5
         for name in medians
     }
-    constant = {name: torch.where(hidden[name], medians[name], 0.0) for name in medians}
+    constant = {n: torch.where(hidden[n], medians[n].double(), 0.0) for n in medians}
     return constant if any(bool(value.any()) for value in constant.values()) else None
 
 
@@ -73,24 +74,34 @@ def _fitted(
     moving = [n for n in sent[0] if any(not torch.equal(m[n], sent[0][n]) for m in sent[1:])]
     if not moving:
         return None
-    messages = torch.stack([torch.cat([m[n].flatten() for n in moving]) for m in sent])
-    gradients = torch.stack([torch.cat([g[n].flatten() for n in moving]) for g in raw])
     # With the constant solved for, the scales are the solution of a small linear system.
     pairs = len(sent)
+    products = torch.zeros(pairs, pairs, dtype=torch.double)
+    target = torch.zeros(pairs, 1, dtype=torch.double)
+    for name in moving:
+        messages, gradients = _rows(sent, name), _rows(raw, name)
+        products += gradients @ gradients.T
+        target += ((messages - messages.mean(0)) * gradients).sum(1, keepdim=True)
     projector = torch.eye(pairs, dtype=torch.double) - 1 / pairs
-    system = projector * (gradients @ gradients.T)
-    target = ((messages - messages.mean(0)) * gradients).sum(1, keepdim=True)
-    scales = torch.linalg.lstsq(system, target).solution
-    constant = (messages - scales * gradients).mean(0)
-    explained = ((scales * gradients) ** 2).sum()
-    misfit = ((messages - constant - scales * gradients) ** 2).sum()
-    hides = (constant**2).sum() > RELEVANT * explained / pairs
-    if not (bool((scales > 0).all()) and bool(misfit <= MISFIT * explained) and bool(hides)):
-        return None
-    found = {name: value for name, value in sent[0].items() if name not in moving}
-    parts = torch.split(constant, [sent[0][name].numel() for name in moving])
-    found |= {n: part.reshape(sent[0][n].shape) for n, part in zip(moving, parts, strict=True)}
-    return {name: found[name] for name in sent[0]}
+    scales = torch.linalg.lstsq(projector * products, target).solution
+    found = {name: value.double() for name, value in sent[0].items()}
+    energies = torch.zeros(3, dtype=torch.double)  # of scaled gradients, of the rest, constant
+    for name in moving:
+        scaled = scales * _rows(raw, name)
+        rest = _rows(sent, name) - scaled
+        constant = rest.mean(0)
+        parts = [scaled, rest - constant, constant]
+        energies += torch.stack([(part**2).sum() for part in parts])
+        found[name] = constant.reshape(sent[0][name].shape)
+    explained, misfit, constants = energies.tolist()
+    hides = constants > RELEVANT * explained / pairs
+    fits = bool((scales > 0).all()) and misfit <= MISFIT * explained
+    return found if fits and hides else None
+
+
+def _rows(of: Sequence[Mapping[str, Tensor]], name: str) -> Tensor:
+    """One tensor of all messages, flat and in double precision, ``(messages, numbers)``."""
+    return torch.stack([each[name].flatten() for each in of]).double()
 
 
 def without(message: Mapping[str, Tensor], offset: Message | None) -> Mapping[str, Tensor]:

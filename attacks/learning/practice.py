@@ -44,7 +44,8 @@ MEMBERS: tuple[Attack, ...] = (
 PILOTS = 8
 COORDINATES = 2**15  # of the head and of the body, each; 4 bytes per coordinate and message
 JUDGING_SHARE = 0.3  # judging batches per fitting batch
-SHOWN = 16  # messages in memory at a time
+SHOWN = 16  # messages in memory at a time, fewer of a large model
+SHOWN_BYTES = 64 * 2**20
 
 # Standard errors by which the best of many must beat the blind guess: the best of twenty answers
 # that say nothing is above it by about this much.
@@ -151,7 +152,9 @@ def _read(
                     answers[i] += [estimated(member, seen)] if able[i] else []
                 except ValueError:  # say, a tensor that the model has is not sent
                     able[i], answers[i] = False, []
-            yield from (message for message, _ in shown)
+            del seen
+            while shown:  # let go of one by one: each may be as large as the model
+                yield shown.pop(0)[0]
 
     readings = reader.read(messages())
     return readings, np.stack(truths), answers
@@ -168,12 +171,16 @@ def estimated(member: FittedAttack, seen: Sequence[Observation]) -> np.ndarray:
 def _chunks(
     pairs: Iterable[tuple[Message, np.ndarray]], size: int
 ) -> Iterator[list[tuple[Message, np.ndarray]]]:
-    chunk = []
+    """At most ``size`` messages at a time, and no more than so many bytes if one does not have."""
+    chunk: list[tuple[Message, np.ndarray]] = []
+    held = 0
     for pair in pairs:
         chunk.append(pair)
-        if len(chunk) == size:
+        held += sum(t.numel() * t.element_size() for t in pair[0].values())
+        del pair
+        if len(chunk) >= size or held >= SHOWN_BYTES:
             yield chunk
-            chunk = []
+            chunk, held = [], 0
     if chunk:
         yield chunk
 
