@@ -19,6 +19,7 @@ from gradguard.attacks.learning.bank import Candidate
 from gradguard.attacks.learning.practice import estimated, practise
 from gradguard.attacks.learning.readings import Reader
 from gradguard.attacks.learning.stacking import Stack, choose_stack
+from gradguard.attacks.messages import require_fitted
 from gradguard.attacks.threat import FittedAttack, Knowledge, Observation, require
 
 
@@ -91,15 +92,8 @@ class FittedEnsemble:
     stack: Stack
 
     def infer(self, observations: Sequence[Observation]) -> Tensor:
-        if not observations:
-            raise ValueError("expected at least one observation, got none")
         size = int(self.blind.sum())
-        for seen in observations:
-            if (seen.batch_size, seen.num_classes) != (size, len(self.blind)):
-                raise ValueError(
-                    f"fitted for batches of {size} and {len(self.blind)} classes, got "
-                    f"{seen.batch_size} and {seen.num_classes}; fit again with that Knowledge"
-                )
+        require_fitted(observations, size, len(self.blind))
         return torch.from_numpy(self.stack.counts(list(self._answers(observations, size))))
 
     def _answers(self, observations: Sequence[Observation], size: int) -> Iterator[np.ndarray]:

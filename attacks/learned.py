@@ -18,6 +18,7 @@ from torch import Tensor
 from gradguard.attacks.learning.bank import Candidate
 from gradguard.attacks.learning.practice import ONE_OF_MANY, clearly_above, overlap, practise
 from gradguard.attacks.learning.readings import Reader
+from gradguard.attacks.messages import require_fitted
 from gradguard.attacks.rounding import round_to_batch
 from gradguard.attacks.threat import Knowledge, Observation, require
 
@@ -88,14 +89,7 @@ class FittedRegression:
     batch_size: int
 
     def infer(self, observations: Sequence[Observation]) -> Tensor:
-        if not observations:
-            raise ValueError("expected at least one observation, got none")
-        for seen in observations:
-            if (seen.batch_size, seen.num_classes) != (self.batch_size, len(self.blind)):
-                raise ValueError(
-                    f"fitted for batches of {self.batch_size} and {len(self.blind)} classes, got "
-                    f"{seen.batch_size} and {seen.num_classes}; fit again with that Knowledge"
-                )
+        require_fitted(observations, self.batch_size, len(self.blind))
         # Read also where the answer is known, so that a message with NaN is refused and not scored.
         readings = self.reader.read(seen.update for seen in observations)
         if self.chosen is None:

@@ -34,6 +34,18 @@ def batch_sizes(observations: Sequence[Observation]) -> Ints:
     return sizes
 
 
+def require_fitted(observations: Sequence[Observation], batch_size: int, num_classes: int) -> None:
+    """Raise ``ValueError`` where an attack was fitted for another batch size or other classes."""
+    if not observations:
+        raise ValueError("expected at least one observation, got none")
+    for seen in observations:
+        if (seen.batch_size, seen.num_classes) != (batch_size, num_classes):
+            raise ValueError(
+                f"fitted for batches of {batch_size} and {num_classes} classes, got "
+                f"{seen.batch_size} and {seen.num_classes}; fit again with that Knowledge"
+            )
+
+
 def row_sums(observations: Sequence[Observation], head: str | None = None) -> Floats:
     """Sum of each class row of the head's weight gradient, shape ``(observations, classes)``."""
     rows = [weight.sum(dim=1, dtype=torch.float64) for weight in head_weights(observations, head)]
