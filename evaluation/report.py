@@ -108,8 +108,10 @@ class Row:
             for name, score in values["attacks"].items()
         }
         values["knowledge"] = {
-            level: KnowledgeScore(**(found | {"ci": tuple(found["ci"])}))
-            for level, found in values.get("knowledge", {}).items()
+            level: KnowledgeScore(
+                found["attack"], found["asr"], tuple(found["ci"]), found["advantage"]
+            )
+            for level, found in (values.get("knowledge") or {}).items()
         }
         if values.get("epsilon") == "inf":
             values["epsilon"] = math.inf
