@@ -38,10 +38,12 @@ def test_the_readmes_python_runs() -> None:
         exec(compile(block, "README.md", "exec"), {})
 
 
-def test_the_readmes_study_is_one() -> None:
-    (block,) = _blocks("toml")
-    study = Study.from_dict(tomllib.loads(block))
-    assert [defense.name for defense in study.defenses] == ["none", "clip 1, noise 0.1"]
+def test_the_readmes_studies_are_studies() -> None:
+    first, second = (Study.from_dict(tomllib.loads(block)) for block in _blocks("toml"))
+    assert [defense.name for defense in first.defenses] == ["none", "clip 1, noise 0.1"]
+    assert second.client is not None
+    assert second.attack.rounds == (1, 5, 20, 100)
+    assert second.defenses[0].cohort == 16
 
 
 def test_every_file_that_the_readme_links_to_is_there() -> None:
