@@ -38,7 +38,9 @@ def signed_root(values: np.ndarray) -> np.ndarray:
     >>> signed_root(np.array([16.0, -81.0, 0.0]))
     array([ 2., -3.,  0.])
     """
-    rooted: np.ndarray = np.sign(values) * np.sqrt(np.sqrt(np.abs(values)))
+    rooted: np.ndarray = np.abs(values)
+    np.sqrt(np.sqrt(rooted, out=rooted), out=rooted)
+    np.copysign(rooted, values, out=rooted)
     return rooted
 
 

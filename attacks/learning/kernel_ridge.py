@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import scipy.linalg
+import torch
 
 Kernel = Literal["linear", "arc-cosine"]
 
@@ -42,14 +42,23 @@ class KernelRidge:
         return predicted
 
 
+@dataclass(frozen=True, eq=False)
+class _Solved:
+    """What one strength of damping gives: weights, answers for held-out messages, their score."""
+
+    weights: np.ndarray
+    answers: np.ndarray
+    score: float
+
+
 def fit_kernel_ridge(
     features: np.ndarray,
     targets: np.ndarray,
     held_out: np.ndarray,
     score: Callable[[np.ndarray], float],
     kernel: Kernel,
-) -> KernelRidge:
-    """Fit, with the strength that scores best on held-out messages.
+) -> tuple[KernelRidge, np.ndarray]:
+    """Fit, with a strength of which no neighbour scores better on held-out messages.
 
     Args:
         features: ``(messages, features)``.
@@ -57,6 +66,9 @@ def fit_kernel_ridge(
         held_out: Features of messages that share no image with the others.
         score: Judges predictions for ``held_out``; higher is better.
         kernel: ``"linear"`` or ``"arc-cosine"``.
+
+    Returns:
+        The regression, and what it predicts for ``held_out``, ``(messages, classes)``.
     """
     columns = screen(features, targets)
     kept = features[:, columns]  # in single precision if they come so; the solve is in double
@@ -66,26 +78,48 @@ def fit_kernel_ridge(
     support, intercept = (kept - centre) / scale, targets.mean(0)
     inside = _gram(support, support, kernel)
     outside = _gram((held_out[:, columns] - centre) / scale, support, kernel)
-    damping = STRENGTHS * max(float(np.trace(inside)) / len(inside), 1e-12)
-    solved = [_solve(inside, targets - intercept, d) for d in damping]
-    silent = np.zeros(targets.shape)  # every answer is then the mean
-    solutions = [weights for weights in solved if weights is not None] or [silent]
-    scores = [score(outside @ weights + intercept) for weights in solutions]
-    # Ties go to the strongest damping: it is the one that can be trusted further out.
-    weights = solutions[len(scores) - 1 - int(np.argmax(scores[::-1]))]
-    return KernelRidge(kernel, columns, centre, scale, support, weights, intercept)
+    unit = max(float(np.trace(inside)) / len(inside), 1e-12)
+
+    def solved(strength: float) -> _Solved:
+        weights = _solve(inside, targets - intercept, strength * unit)
+        if weights is None:
+            return _Solved(np.zeros(targets.shape), np.tile(intercept, (len(outside), 1)), -np.inf)
+        answers = outside @ weights + intercept
+        return _Solved(weights, answers, score(answers))
+
+    best = _climbed(solved)
+    ridge = KernelRidge(kernel, columns, centre, scale, support, best.weights, intercept)
+    return ridge, best.answers
+
+
+def _climbed(solved: Callable[[float], _Solved]) -> _Solved:
+    """The best strength met on the way up from the middle: scores rise to one peak and fall.
+
+    Ties go to the stronger damping: it is the one that can be trusted further out.
+    """
+    middle = len(STRENGTHS) // 2
+    at, best = middle, solved(STRENGTHS[middle])
+    for way in (1, -1):
+        while 0 <= at + way < len(STRENGTHS):
+            next_one = solved(STRENGTHS[at + way])
+            if next_one.score < best.score or (way < 0 and next_one.score == best.score):
+                break
+            at, best = at + way, next_one
+        if at != middle:
+            break
+    return best
 
 
 def _solve(gram: np.ndarray, targets: np.ndarray, damping: float) -> np.ndarray | None:
     """The weights, or ``None`` where the damping is below the kernel's own rounding."""
-    damped = gram.astype(np.float64)
-    damped[np.diag_indices_from(damped)] += damping
-    try:
-        # An eigendecomposition would serve all strengths, but takes as long as 20 of these.
-        factor = scipy.linalg.cho_factor(damped, lower=True, overwrite_a=True, check_finite=False)
-    except np.linalg.LinAlgError:  # features in single precision along one dominant direction
+    damped = torch.from_numpy(gram).double().clone()
+    damped.diagonal().add_(damping)
+    # An eigendecomposition would serve all strengths, but takes as long as eight of these, and
+    # scipy's factorisation is half as fast as torch's.
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    if failed:  # features in single precision along one dominant direction
         return None
-    solution: np.ndarray = scipy.linalg.cho_solve(factor, targets, check_finite=False)
+    solution: np.ndarray = torch.cholesky_solve(torch.from_numpy(targets).double(), factor).numpy()
     return solution
 
 
@@ -117,10 +151,15 @@ def _gram(left: np.ndarray, right: np.ndarray, kernel: Kernel) -> np.ndarray:
     if kernel == "linear":
         return product
     # The added one is a constant feature: without it the kernel cannot see the distance from 0.
-    product = product + 1.0
-    norms = [np.sqrt((side**2).sum(1) + 1.0) for side in (left, right)]
+    product += 1.0
+    norms = [np.sqrt(np.einsum("ij,ij->i", side, side) + 1.0) for side in (left, right)]
     outer = np.outer(*norms)
-    cosine = np.clip(product / outer, -1.0, 1.0)
-    angle = np.arccos(cosine)
-    curved: np.ndarray = outer * (np.sin(angle) + (np.pi - angle) * cosine) / np.pi
+    cosine = np.clip(np.divide(product, outer, out=product), -1.0, 1.0, out=product)
+    curved: np.ndarray = np.arccos(cosine)
+    np.subtract(np.pi, curved, out=curved)
+    curved *= cosine
+    # The sine of the angle, without a second look at it.
+    curved += np.sqrt(1.0 - cosine * cosine)
+    curved *= outer
+    curved /= np.pi
     return curved

@@ -51,8 +51,10 @@ def fit_low_bits(
     shares: np.ndarray,
     held_out: Readings,
     score: Callable[[np.ndarray], float],
-) -> Iterator[tuple[str, LowBits]]:
+) -> Iterator[tuple[str, LowBits, np.ndarray]]:
     """Two regressions: on the bits that go with the shares, and on all bits beside them.
+
+    Each comes with its name and what it predicts for ``held_out``.
 
     The second is there because the last bit of a number says nothing alone, and is needed to read
     the number; the first because all bits that say nothing are noise.
@@ -70,8 +72,8 @@ def fit_low_bits(
     for name, places in (("low bits", telling), ("coordinates' low bits", _all_beside(*telling))):
         features = _with_pairs(_bits(readings, *places))
         others = _with_pairs(_bits(held_out, *places))
-        ridge = fit_kernel_ridge(features, shares, others, score, "arc-cosine")
-        yield name, LowBits(*places, ridge)
+        ridge, answers = fit_kernel_ridge(features, shares, others, score, "arc-cosine")
+        yield name, LowBits(*places, ridge), answers
 
 
 def _blocks(readings: Readings) -> Iterator[np.ndarray]:

@@ -110,7 +110,7 @@ def _practise(knowledge: Knowledge, simulated: int, head: str | None) -> Practic
         return float(overlap(round_to_batch(shares * size, size), truth).mean())
 
     candidates = tuple(fit_bank(fitted, counts / size, judged, score, rehearsal.seed))
-    answers = [candidate.predict(judged) for candidate in candidates]
+    answers = [candidate.judged for candidate in candidates]
     answers += [np.concatenate(answer) / size for answer in told if answer]
     blind, _ = BestConstant().fit(knowledge).best(size)
     return Practice(rehearsal, reader, candidates, members, tuple(answers), truth, blind)

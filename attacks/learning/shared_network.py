@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 HIDDEN = 32
 EPOCHS = 40
+MANY, FEWER_EPOCHS = 1000, 30  # with so many messages fewer epochs are measured to do as well
 BATCH = 64
 PEAK_RATE = 1e-2
 
@@ -63,9 +64,10 @@ def fit_shared_network(numbers: np.ndarray, shares: np.ndarray, seed: int) -> Sh
 def _train(body: nn.Sequential, offset: Tensor, inputs: Tensor, targets: Tensor) -> None:
     # Fused: on a network this small the time goes into Python, not into arithmetic.
     optimizer = torch.optim.AdamW([*body.parameters(), offset], weight_decay=1e-2, fused=True)
-    steps = EPOCHS * -(-len(inputs) // BATCH)
+    epochs = EPOCHS if len(inputs) < MANY else FEWER_EPOCHS
+    steps = epochs * -(-len(inputs) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=steps)
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         for rows in torch.split(torch.randperm(len(inputs)), BATCH):
             logits = body(inputs[rows])[..., 0] + offset
             loss = -(targets[rows] * logits.log_softmax(1)).sum(1).mean()

@@ -14,7 +14,7 @@ def test_the_linear_kernel_agrees_with_scikit_learn(monkeypatch: pytest.MonkeyPa
     rng = np.random.default_rng(0)
     features, targets = rng.standard_normal((60, 12)), rng.random((60, 4))
     monkeypatch.setattr(kernel_ridge, "STRENGTHS", np.array([0.1]))
-    ours = fit_kernel_ridge(features, targets, features, lambda _: 0.0, "linear")
+    ours, _ = fit_kernel_ridge(features, targets, features, lambda _: 0.0, "linear")
     new = rng.standard_normal((9, 12))
     standard = (features - features.mean(0)) / features.std(0) / np.sqrt(12)
     damping = 0.1 * np.linalg.eigvalsh(standard @ standard.T).mean()
@@ -47,8 +47,36 @@ def test_a_constant_feature_neither_fails_nor_is_screened_in() -> None:
     rng = np.random.default_rng(3)
     features = np.concatenate([np.ones((50, 30)), rng.standard_normal((50, 5))], axis=1)
     assert set(screen(features, features[:, 30:31], most=3).tolist()) <= set(range(30, 35))
-    fitted = fit_kernel_ridge(features, features[:, 30:31], features, lambda _: 0.0, "linear")
+    fitted, _ = fit_kernel_ridge(features, features[:, 30:31], features, lambda _: 0.0, "linear")
     assert np.isfinite(fitted.predict(features)).all()
+
+
+@pytest.mark.parametrize("peak", range(6))
+def test_the_climb_finds_the_peak_wherever_it_is(peak: int) -> None:
+    asked: list[int] = []
+
+    def solved(strength: float) -> kernel_ridge._Solved:
+        asked.append(int(np.flatnonzero(strength == kernel_ridge.STRENGTHS)[0]))
+        return kernel_ridge._Solved(np.zeros(1), np.zeros(1), -abs(asked[-1] - peak))
+
+    assert kernel_ridge._climbed(solved).score == 0.0
+    assert len(asked) == len(set(asked)), "a strength was solved twice"
+
+
+def test_among_equal_strengths_the_strongest_is_taken() -> None:
+    def solved(strength: float) -> kernel_ridge._Solved:
+        return kernel_ridge._Solved(np.array([strength]), np.zeros(1), 0.0)
+
+    assert kernel_ridge._climbed(solved).weights[0] == kernel_ridge.STRENGTHS[-1]
+
+
+def test_the_answers_returned_are_those_it_predicts() -> None:
+    rng = np.random.default_rng(5)
+    features, held_out = rng.standard_normal((40, 9)), rng.standard_normal((7, 9))
+    fitted, answers = fit_kernel_ridge(
+        features, rng.random((40, 3)), held_out, lambda _: 0.0, "arc-cosine"
+    )
+    np.testing.assert_allclose(fitted.predict(held_out), answers)
 
 
 def test_the_strength_is_the_one_that_scores_best_on_held_out_messages() -> None:
@@ -60,8 +88,8 @@ def test_the_strength_is_the_one_that_scores_best_on_held_out_messages() -> None
     def score(predicted: np.ndarray) -> float:
         return -float(((predicted - held_out @ truth) ** 2).mean())
 
-    chosen = fit_kernel_ridge(features, targets, held_out, score, "linear")
-    weakest = fit_kernel_ridge(
+    chosen, _ = fit_kernel_ridge(features, targets, held_out, score, "linear")
+    weakest, _ = fit_kernel_ridge(
         features, targets, held_out, lambda p: float(np.abs(p).sum()), "linear"
     )
     assert score(chosen.predict(held_out)) > score(weakest.predict(held_out))
@@ -73,7 +101,7 @@ def test_features_along_one_direction_are_solved(kernel: kernel_ridge.Kernel) ->
     rng = np.random.default_rng(0)
     features = np.exp(rng.normal(size=(1000, 1))) @ rng.normal(size=(1, 800))
     targets = rng.random((1000, 4))
-    fitted = fit_kernel_ridge(
+    fitted, _ = fit_kernel_ridge(
         features.astype(np.float32), targets, features[:9], lambda _: 0.0, kernel
     )
     assert np.isfinite(fitted.predict(features[:9])).all()

@@ -43,7 +43,9 @@ def test_counts_in_the_last_bits_of_one_coordinate_are_found(dtype: torch.dtype)
     def score(shares: np.ndarray) -> float:
         return float(np.minimum(round_to_batch(BATCH * shares, BATCH), truth).sum() / truth.sum())
 
-    bits = dict(fit_low_bits(fitted, counts / BATCH, held_out, score))["low bits"]
+    bits = {
+        name: found for name, found, _ in fit_low_bits(fitted, counts / BATCH, held_out, score)
+    }["low bits"]
     assert 17 + 3 * CLASSES + CLASSES in bits.coordinates
     even = float(np.minimum(BATCH // CLASSES, truth).sum() / truth.sum())
     assert score(bits.predict(held_out)) > even + 0.3
@@ -57,6 +59,8 @@ def test_bits_that_say_nothing_are_not_believed() -> None:
     def score(shares: np.ndarray) -> float:
         return float(np.minimum(round_to_batch(BATCH * shares, BATCH), truth).sum() / truth.sum())
 
-    bits = dict(fit_low_bits(fitted, shuffled / BATCH, held_out, score))["low bits"]
+    bits = {
+        name: found for name, found, _ in fit_low_bits(fitted, shuffled / BATCH, held_out, score)
+    }["low bits"]
     even = float(np.minimum(BATCH // CLASSES, truth).sum() / truth.sum())
     assert abs(score(bits.predict(held_out)) - even) < 0.1
