@@ -13,6 +13,8 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from gradguard.aliasing import separated
+
 Grads = list[Tensor | None]
 """One entry per parameter, in optimizer order; ``None`` where a parameter has no gradient."""
 
@@ -45,6 +47,27 @@ class GradTransform(Protocol):
         ...
 
 
+@runtime_checkable
+class InPlace(GradTransform, Protocol):
+    """A transform that can also work in the memory of its arguments, which spares a copy.
+
+    ``update_`` is what a guard calls where it is there: the guard owns ``p.grad`` and its state.
+    Its contract, which ``check_transform`` tests:
+
+    - it gives bitwise what ``update`` gives;
+    - the caller gives both arguments up, and no two of their tensors share memory; nor do the
+      gradients and the state that are returned, nor anything else that the caller can reach;
+    - it raises for NaN and infinity before it has written anything;
+    - a write that torch does not see, such as through numpy, is announced beforehand with
+      ``torch.autograd.graph.increment_version``: by these counts a guard tells, after an error,
+      whether its memory is still what it was.
+    """
+
+    def update_(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        """As ``update``, in the memory of ``grads`` and ``state`` where that serves."""
+        ...
+
+
 @dataclass(frozen=True)
 class Identity:
     """Send the gradient as it is: the undefended baseline of every comparison.
@@ -66,6 +89,9 @@ class Identity:
     def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
         return list(grads), state
 
+    def update_(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        return grads, state
+
 
 @dataclass(frozen=True)
 class Chain:
@@ -84,6 +110,12 @@ class Chain:
             grads, new[key] = link.update(grads, old)
         return grads, new
 
+    def update_(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        new: State = {}
+        for (key, old), link in zip(state.items(), self.links, strict=True):
+            grads, new[key] = update_in_place(link, grads, old)
+        return grads, new
+
     def __repr__(self) -> str:
         return f"chain({', '.join(map(repr, self.links))})"
 
@@ -100,6 +132,33 @@ def chain(*transforms: GradTransform) -> Chain:
     for transform in transforms:
         flat.extend(transform.links if isinstance(transform, Chain) else (transform,))
     return Chain(tuple(flat))
+
+
+def works_in_place(transform: GradTransform) -> bool:
+    """Whether ``update_`` is there and stands for the ``update`` that is there.
+
+    A subclass that overrides ``update`` alone has inherited an ``update_`` that does something
+    else; calling that would leave out what the subclass was written for.
+    """
+    for cls in type(transform).__mro__:
+        if "update_" in vars(cls):
+            return True
+        if "update" in vars(cls):
+            return False
+    return False
+
+
+def update_in_place(transform: GradTransform, grads: Grads, state: State) -> tuple[Grads, State]:
+    """``update_`` where the transform has it, else ``update``; the arguments are given up.
+
+    Returns:
+        Gradients and a state of which no two tensors share memory, as ``update_`` of another
+        transform may be given them.
+    """
+    if works_in_place(transform):
+        assert isinstance(transform, InPlace)
+        return transform.update_(grads, state)
+    return separated(*transform.update(grads, state))
 
 
 def walk(transform: GradTransform) -> Iterator[GradTransform]:

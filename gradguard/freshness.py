@@ -9,7 +9,8 @@ Only writes through ``.data`` escape it.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -39,3 +40,25 @@ def unchanged(params: Sequence[Tensor], since: Fingerprint) -> list[bool]:
     seen = {id(grad): version for ref, version in since if (grad := ref()) is not None}
     present = [p.grad for p in params if p.grad is not None]
     return [seen.get(id(grad)) == grad._version for grad in present]
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested dicts and lists."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list):
+        for held in value.values() if isinstance(value, dict) else value:
+            yield from tensors_in(held)
+
+
+def versions(value: Any) -> list[int]:
+    """How often each tensor in ``value`` was written to.
+
+    >>> import torch
+    >>> state = {"memory": [torch.zeros(2), None]}
+    >>> before = versions(state)
+    >>> _ = state["memory"][0].add_(1.0)
+    >>> versions(state) == before
+    False
+    """
+    return [tensor._version for tensor in tensors_in(value)]

@@ -8,26 +8,24 @@ unknown attributes: ``_step_supports_amp_scaling`` would bring the scaled gradie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradguard.aliasing import storages, unaliased
 from gradguard.checkpoint import check_structure, cloned, extended, moved
+from gradguard.closures import step_with
 from gradguard.core import Chain, Grads, GradTransform, State
 from gradguard.finite import NonFiniteGradientError
 from gradguard.freshness import Fingerprint, fingerprint, unchanged
+from gradguard.guard_checks import STALE, check_dense, check_params, check_whole, check_wrappable
+from gradguard.in_place import Before, transformed, write_back
 from gradguard.randomness import reseeded
 from gradguard.routing import NamedParameters, named_parameters
 
 _KEY = "gradguard"
-_STALE = (
-    "these gradients were already transformed: transforming them again would send a different "
-    "message than intended. Run zero_grad() and backward() before the next step() or release()"
-)
 
 
 def guard(
@@ -71,22 +69,17 @@ class GuardedOptimizer(Optimizer):
         RuntimeError: A gradient is not from a fresh backward pass; a transform added or dropped a
             gradient or changed its form; parameters were changed behind the guard's back.
         NonFiniteGradientError: A gradient contains NaN or infinity; nothing has changed then.
+
+    Transforms that can, work in the memory of ``p.grad`` and of the guard's state. If one raises
+    after it has written there (a value that overflows half way through a chain), gradients need a
+    fresh backward pass; and if residuals or noise are involved, ``step``, ``release`` and
+    ``state_dict`` raise ``RuntimeError`` until ``reset()`` or ``load_state_dict()``.
     """
 
     def __init__(
         self, inner: Optimizer, transform: GradTransform, *, model: nn.Module | None = None
     ) -> None:
-        if hasattr(inner, "original_optimizer"):  # Opacus: it overwrites p.grad inside step()
-            raise TypeError(
-                f"{type(inner).__name__} overwrites p.grad inside step(), so a guard around it "
-                "would have no effect. Guard the plain optimizer and pass the guard on: "
-                "make_private(optimizer=guard(optimizer, transform), ...)"
-            )
-        if isinstance(transform, type) or not isinstance(transform, GradTransform):
-            raise TypeError(
-                f"transform must have init and update, got {transform!r}; combine several with "
-                "chain(...)"
-            )
+        check_wrappable(inner, transform)
         self.inner, self.transform = inner, transform
         # The parameters, not the model: enough for names, and safe to copy and pickle.
         # Under all their names, because a pattern may mean the second place of a tied weight.
@@ -95,6 +88,8 @@ class GuardedOptimizer(Optimizer):
         params = self._named()
         self._guarded = list(params)
         self.guard_state: State = transform.init(params)
+
+    _failure: str | None = None  # of an update that spoilt the state
 
     def _begin(self) -> None:
         # Creates torch's hook tables without registering the parameters a second time.
@@ -139,9 +134,12 @@ class GuardedOptimizer(Optimizer):
         With a closure, every evaluation of it is transformed, and ``inner`` sees no gradient from
         before the first one.
         """
+        check_whole(self._failure)
         released, self._released = self._released, False
         if closure is not None:
-            result = self._step_with(closure)
+            result = step_with(
+                self.inner, closure, params=self._params(), transform_grads=self._transform_grads
+            )
         else:
             if not (released and all(self._stale())):
                 self._transform_grads()
@@ -149,91 +147,37 @@ class GuardedOptimizer(Optimizer):
         self._remember()  # some optimizers write to p.grad
         return result
 
-    def _step_with(self, closure: Callable[[], Any]) -> Any:
-        hidden = [(p, p.grad) for p in self._params()]
-
-        def show() -> None:
-            while hidden:
-                p, grad = hidden.pop()
-                p.grad = grad
-
-        def guarded() -> Any:  # LBFGS evaluates several times: it must never see a raw gradient
-            show()
-            loss = closure()
-            self._transform_grads()
-            return loss
-
-        for p, _ in hidden:
-            p.grad = None
-        try:
-            result = self.inner.step(guarded)
-            if hidden:
-                raise RuntimeError(
-                    f"{type(self.inner).__name__} did not evaluate the closure, so there was no "
-                    "gradient to defend; call backward() and step() without a closure"
-                )
-        finally:
-            show()
-        return result
-
     @torch.no_grad()
     def _transform_grads(self) -> None:
+        self._released = False
+        check_whole(self._failure)
         params = self._params()
-        self._check_params(params)
+        check_params(params, self._guarded)
         if any(self._stale()):
-            raise RuntimeError(_STALE)
+            raise RuntimeError(STALE)
         raw: Grads = [p.grad for p in params]
-        self._check_dense(raw)
-        defended, state = unaliased([*self._updated(raw)], memory=storages(raw))
-        self._check_form(raw, defended)
+        check_dense(raw)
+        before = Before(raw, self.guard_state)
+        try:
+            defended, state = transformed(self.transform, raw, self.guard_state)
+        except BaseException as error:
+            self._note_failure(error, wrote=before.wrote(), spoilt=before.spoilt())
+            if isinstance(error, NonFiniteGradientError) and self.names and error.name is None:
+                name = self.names[error.index]
+                raise NonFiniteGradientError(error.index, name=name, what=error.what) from None
+            raise
         # State first and memory last, even if a write fails: the noise is spent by then.
         self.guard_state = state
         try:
-            for old, new in zip(raw, defended, strict=True):
-                if old is not None:
-                    old.copy_(new)  # in place: DDP buckets and CUDA graphs alias p.grad
+            write_back(raw, defended)
         finally:
             self._remember()
 
-    def _check_params(self, params: Sequence[Tensor]) -> None:
-        # By identity: in another order, a layer that is withheld would be sent.
-        known = self._guarded
-        if len(params) != len(known) or any(a is not b for a, b in zip(params, known, strict=True)):
-            raise RuntimeError(
-                f"the inner optimizer has {len(params)} parameters that are not the "
-                f"{len(known)} which the guard knows, in this order; add parameters with "
-                "add_param_group() of the guard, and guard anew after any other change"
-            )
-
-    def _check_form(self, raw: Grads, defended: Grads) -> None:
-        for index, (old, new) in enumerate(zip(raw, defended, strict=True)):
-            if (old is None) != (new is None):
-                raise RuntimeError(f"{self.transform!r} added or dropped a gradient")
-            if old is None or new is None:
-                continue
-            before, after = (tuple(old.shape), old.dtype), (tuple(new.shape), new.dtype)
-            if before != after:  # copy_ would broadcast and cast without a word
-                raise RuntimeError(
-                    f"{self.transform!r} changed the gradient of parameter {index}: expected "
-                    f"{before}, got {after}"
-                )
-
-    def _updated(self, raw: Grads) -> tuple[Grads, State]:
-        try:
-            return self.transform.update(raw, self.guard_state)
-        except NonFiniteGradientError as error:
-            if error.name is not None or self.names is None:
-                raise
-            name = self.names[error.index]
-            raise NonFiniteGradientError(error.index, name=name, what=error.what) from None
-
-    def _check_dense(self, grads: Grads) -> None:
-        for index, grad in enumerate(grads):
-            if grad is not None and grad.layout != torch.strided:
-                raise TypeError(
-                    f"the gradient of parameter {index} is sparse, which no transform can read; "
-                    "build the embedding with sparse=False"
-                )
+    def _note_failure(self, error: BaseException, *, wrote: bool, spoilt: bool) -> None:
+        if wrote:
+            self._remember()  # neither raw nor defended: only a fresh backward pass mends them
+        if spoilt:
+            self._failure = f"{type(error).__name__}: {error}"
 
     def _stale(self) -> list[bool]:
         return unchanged(self._params(), self._seen)
@@ -252,6 +196,7 @@ class GuardedOptimizer(Optimizer):
             seed: See :meth:`reseed`.
         """
         self.guard_state = self.transform.init(self._named())
+        self._failure = None
         if seed is not None:
             self.reseed(seed)
 
@@ -277,6 +222,7 @@ class GuardedOptimizer(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's state and a copy of the guard's, under the key ``gradguard``."""
+        check_whole(self._failure)
         return {**self.inner.state_dict(), _KEY: cloned(self._labelled(self.guard_state))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -286,6 +232,7 @@ class GuardedOptimizer(Optimizer):
         self.inner.load_state_dict({k: v for k, v in state_dict.items() if k != _KEY})
         state = moved(state_dict[_KEY], expected)
         self.guard_state = state if isinstance(self.transform, Chain) else state[self._label]
+        self._failure = None
 
     @property
     def _label(self) -> str:
@@ -302,8 +249,8 @@ class GuardedOptimizer(Optimizer):
         return named_parameters(self.inner.param_groups, known=self._known)
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("inner", "transform", "guard_state", "_known", "_guarded")
-        return {name: self.__dict__[name] for name in kept}
+        kept = ("inner", "transform", "guard_state", "_known", "_guarded", "_failure")
+        return {name: getattr(self, name) for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -170,7 +170,84 @@ class OverflowsSquares(Sound):
         return [None if g is None else g * g.square().sum().clamp(min=1) for g in grads], state
 
 
+class InPlace(Sound):
+    """A user's own transform that can also work in place."""
+
+    def init(self, params: Sequence[Tensor]) -> State:
+        return {"steps": torch.zeros(()), "memory": [torch.zeros_like(p) for p in params]}
+
+    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        out, steps = super().update(grads, state)
+        return out, {**steps, "memory": state["memory"]}
+
+    def update_(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        check_finite(grads)
+        for grad in grads:
+            if grad is not None:
+                grad.mul_(self.factor)
+        state["steps"].add_(1)
+        return grads, state
+
+
+class OtherResultInPlace(InPlace):
+    def update_(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        grads, state = super().update_(grads, state)
+        return [None if g is None else g.add_(1e-3) for g in grads], state
+
+    update = InPlace.update
+
+
+class ForgetsItsStateInPlace(InPlace):
+    def update_(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        return super().update_(grads, {**state, "steps": state["steps"].clone()})[0], state
+
+
+class ChecksTooLate(InPlace):
+    def update_(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        for grad in grads:
+            if grad is not None:
+                check_finite([grad])
+                grad.mul_(self.factor)
+        state["steps"].add_(1)
+        return grads, state
+
+
+class WritesUnseen(InPlace):
+    def update_(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        check_finite(grads)
+        for grad in grads:
+            if grad is not None:
+                values = grad.numpy()
+                np.multiply(values, self.factor, out=values)
+        state["steps"].add_(1)
+        return grads, state
+
+
+class SharesResults(InPlace):
+    def init(self, params: Sequence[Tensor]) -> State:
+        return {"steps": torch.zeros(()), "last": [p.detach().clone() for p in params]}
+
+    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        out, steps = Sound.update(self, grads, state)
+        last = zip(out, state["last"], strict=True)
+        return out, {**steps, "last": [old if new is None else new for new, old in last]}
+
+    def update_(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        return self.update(grads, state)
+
+
+class StartsWithTheParameters(InPlace):
+    def init(self, params: Sequence[Tensor]) -> State:
+        return {"steps": torch.zeros(()), "memory": [p.detach() for p in params]}
+
+
 BROKEN = [
+    (OtherResultInPlace(0.5), "in_place_agrees"),
+    (ForgetsItsStateInPlace(0.5), "in_place_agrees"),
+    (ChecksTooLate(0.5), "in_place_agrees"),
+    (WritesUnseen(0.5), "in_place_agrees"),
+    (SharesResults(0.5), "in_place_agrees"),
+    (StartsWithTheParameters(0.5), "in_place_agrees"),
     (ClampsInPlace(0.5), "purity"),
     (SeedsNumpy(0.5), "purity"),
     (SeedsPython(0.5), "purity"),
@@ -199,6 +276,7 @@ BROKEN = [
 
 def test_a_sound_transform_of_a_user_passes() -> None:
     check_transform(Sound(0.5))
+    check_transform(InPlace(0.5))
 
 
 @pytest.mark.parametrize(("transform", "law"), BROKEN, ids=lambda v: type(v).__name__)
