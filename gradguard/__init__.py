@@ -17,6 +17,7 @@ from gradguard.error_feedback import ErrorFeedback as ErrorFeedback
 from gradguard.fedavg import FedAvgClient as FedAvgClient
 from gradguard.fedavg import LocalTraining as LocalTraining
 from gradguard.finite import NonFiniteGradientError as NonFiniteGradientError
+from gradguard.low_rank import LowRank as LowRank
 from gradguard.noise import AddGaussian as AddGaussian
 from gradguard.noise import AddLaplace as AddLaplace
 from gradguard.optimizer import GuardedOptimizer as GuardedOptimizer

@@ -18,6 +18,7 @@ from gradguard.casting import Cast
 from gradguard.clipping import ClipByGlobalNorm, ClipByValue
 from gradguard.core import Chain, GradTransform, Identity, chain
 from gradguard.error_feedback import ErrorFeedback
+from gradguard.low_rank import LowRank
 from gradguard.noise import AddGaussian, AddLaplace
 from gradguard.quantization import Quantize
 from gradguard.routing import Only, Withhold
@@ -31,7 +32,7 @@ TRANSFORMS: dict[str, type[Any]] = {
     cls.__name__: cls
     for cls in (
         *(Identity, ClipByGlobalNorm, ClipByValue, KeepTopK, KeepRandomK, Quantize, Ternary, Sign),
-        *(Cast, ErrorFeedback, AddGaussian, AddLaplace, Only, Withhold),
+        *(Cast, LowRank, ErrorFeedback, AddGaussian, AddLaplace, Only, Withhold),
     )
 }
 """Every transform a study file can name."""

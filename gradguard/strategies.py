@@ -93,6 +93,7 @@ def _leaves() -> dict[str, SearchStrategy[GradTransform]]:
         "Ternary": ((), {}),
         "Sign": ((), {}),
         "Cast": ((formats,), {}),
+        "LowRank": ((st.integers(1, 4),), {}),
         "AddGaussian": ((strength,), {}),
         "AddLaplace": ((strength,), {}),
         "Withhold": ((st.sampled_from(_PATTERNS),), {}),

@@ -17,8 +17,8 @@ ROOT = Path(__file__).parent.parent
 PUBLIC = {
     "AddGaussian", "AddLaplace", "Attached", "Cast", "Chain", "Client", "ClipByGlobalNorm",
     "ClipByValue", "DPSGD", "Defense", "ErrorFeedback", "FedAvgClient", "GradTransform", "Grads",
-    "GuardedOptimizer", "Identity", "KeepRandomK", "KeepTopK", "LocalTraining", "NamedParameters",
-    "NonFiniteGradientError", "Only",
+    "GuardedOptimizer", "Identity", "KeepRandomK", "KeepTopK", "LocalTraining", "LowRank",
+    "NamedParameters", "NonFiniteGradientError", "Only",
     "Quantize", "Sign", "State", "Ternary", "Withhold", "chain", "guard",
 }  # fmt: skip
 

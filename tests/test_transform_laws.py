@@ -23,6 +23,7 @@ from gradguard import (
     Identity,
     KeepRandomK,
     KeepTopK,
+    LowRank,
     Only,
     Quantize,
     Sign,
@@ -97,6 +98,7 @@ NEUTRAL: dict[str, GradTransform | None] = {
     "Sign": None,
     "Cast": None,
     "Withhold": None,
+    "LowRank": None,
 }
 
 
@@ -126,7 +128,7 @@ def test_chain_is_associative(a: GradTransform, b: GradTransform, c: GradTransfo
 @pytest.mark.parametrize(
     "transform",
     [KeepTopK(0.3), KeepTopK(0.3, scope="tensor"), Sign(), Quantize(4), Quantize(1), Ternary(),
-     KeepRandomK(0.3)],
+     KeepRandomK(0.3), LowRank(1)],
     ids=repr,
 )  # fmt: skip
 @given(exponent=st.integers(-8, 8))
@@ -160,7 +162,8 @@ def test_deterministic_per_tensor_transforms_do_not_see_parameter_order(
 @pytest.mark.parametrize(
     "transform",
     [KeepTopK(0.3), KeepTopK(0.3, scope="tensor"), KeepRandomK(0.3), Quantize(2), Quantize(5),
-     Ternary(), Sign(), Withhold("*"), ErrorFeedback(KeepTopK(0.3)), Only("*", KeepTopK(0.3))],
+     Ternary(), Sign(), Withhold("*"), ErrorFeedback(KeepTopK(0.3)), Only("*", KeepTopK(0.3)),
+     LowRank(2)],
     ids=repr,
 )  # fmt: skip
 def test_a_zero_that_is_sent_carries_no_sign(transform: GradTransform) -> None:
