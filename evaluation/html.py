@@ -37,6 +37,8 @@ _COLUMNS = (
     ("blind %", "number"),
     ("advantage %", "number"),
     ("read best by", "text"),
+    ("bytes sent", "number"),
+    ("dense / sent", "number"),
     ("step time", "number"),
 )
 
@@ -164,9 +166,20 @@ def _table_row(row: Row, several_rounds: bool) -> str:
         _number(row.blind_asr, f"{100 * row.blind_asr:.0f}"),
         _number(row.advantage, with_interval(row.advantage, row.advantage_ci), kind),
         _text(row.worst_attack),
+        *_sent(row),
         _number(row.step_overhead, f"{row.step_overhead:.2f}×"),
     ]
     return f"<tr>{''.join(cells)}</tr>"
+
+
+def _sent(row: Row) -> list[str]:
+    if row.bytes_per_update is None:
+        return 2 * [_number(-1, "not measured")]
+    ratio = row.dense_bytes / row.bytes_per_update
+    return [
+        _number(row.bytes_per_update, f"{row.bytes_per_update:,.0f}"),
+        _number(ratio, f"{ratio:.3g}×"),
+    ]
 
 
 def _text(value: str) -> str:

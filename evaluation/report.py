@@ -51,7 +51,9 @@ class Row:
         accuracy_ci: 95 % t-interval over seeds; ``None`` from one seed.
         accuracy_seeds: The accuracies behind it.
         diverged: At least one training run stopped being finite.
-        bytes_per_update: Size of a message on the wire; ``None`` while not measured.
+        bytes_per_update: Mean length of a client's encoded message, see
+            :func:`gradguard.evaluation.message_size.bytes_per_update`; ``None`` in reports that
+            were written before it was measured.
         dense_bytes: Size of the gradient as float32.
         step_overhead: Time of a defended training step over that of a bare one.
         attacks: Scores by attack name, blind baselines included.

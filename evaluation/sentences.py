@@ -80,7 +80,14 @@ def defense_sentence(rows: Sequence[Row], undefended: float | None) -> str:
     others = [other for other in rows if other.stage != row.stage]
     elsewhere = f"; {_briefly(worst_row(others))}" if others else ""
     proven = "" if row.certificate is None else f"; {_proven(row, row.certificate)}"
-    return f"{row.defense}: {_cost(row, undefended)}; {_reading(row)}{elsewhere}{proven}."
+    cost = f"{_cost(row, undefended)}{_bytes(row)}"
+    return f"{row.defense}: {cost}; {_reading(row)}{elsewhere}{proven}."
+
+
+def _bytes(row: Row) -> str:
+    if row.bytes_per_update is None:
+        return ""
+    return f"; a message takes {row.bytes_per_update:,.0f} bytes, {row.dense_bytes:,} uncompressed"
 
 
 def _proven(row: Row, certificate: Mapping[str, Any]) -> str:

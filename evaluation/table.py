@@ -89,8 +89,9 @@ def _table(rows: Sequence[Row]) -> Table:
     )
     table.add_column("defence", no_wrap=True, overflow="ellipsis", max_width=28)
     # Minimum widths: where the terminal is narrow, rich is to cut names and never numbers.
+    sizes = (("bytes\nsent", 5),) if any(row.bytes_per_update for row in rows) else ()
     for name, width in (
-        *(("accuracy\n%", 11), ("labels\nread %", 12)),
+        *(("accuracy\n%", 11), *sizes, ("labels\nread %", 12)),
         *(("blind\n%", 5), ("advan-\ntage %", 6)),
     ):
         table.add_column(name, justify="right", no_wrap=True, min_width=width)
@@ -100,6 +101,7 @@ def _table(rows: Sequence[Row]) -> Table:
         table.add_row(
             Text(row.defense),
             accuracy_text(row),
+            *([size_text(row.bytes_per_update)] if sizes else []),
             Text(with_interval(row.worst_asr, row.worst_ci), style=style),
             f"{100 * row.blind_asr:.0f}",
             Text(f"{100 * row.advantage:.0f}", style=style),
@@ -153,6 +155,22 @@ def accuracy_text(row: Row) -> str:
     if row.accuracy_ci is None:
         return f"{100 * row.accuracy:.0f}"
     return with_interval(row.accuracy, row.accuracy_ci)
+
+
+def size_text(size: float | None) -> str:
+    """A number of bytes in at most five characters; those not measured are a dash.
+
+    >>> [size_text(n) for n in (None, 42, 999.6, 38440, 102_228_128)]
+    ['-', '42', '1k', '38.4k', '102M']
+    """
+    if size is None:
+        return "-"
+    unit = ""
+    for larger in "kMGT":
+        if size < 999.5:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.3g}{unit}"
 
 
 def with_interval(value: float, interval: Interval) -> str:

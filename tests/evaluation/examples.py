@@ -68,6 +68,7 @@ def row(**changes: Any) -> Row:
         "accuracy_ci": (0.88, 0.92),
         "accuracy_seeds": (0.89, 0.91),
         "diverged": False,
+        "bytes_per_update": 32.0,
         "dense_bytes": 400,
         "step_overhead": 1.2,
         "attacks": {"LLG": AttackScore(0.7, (0.65, 0.75), 0.5)},

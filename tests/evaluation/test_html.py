@@ -54,8 +54,16 @@ def test_the_table_holds_sortable_values_for_every_row() -> None:
     cells = [
         a for tag, a in Page(render_html(report(row(), row(stage="trained")))).tags if tag == "td"
     ]
-    assert len(cells) == 20
+    assert len(cells) == 24
     assert all(cell["data-value"] for cell in cells)
+
+
+def test_bytes_are_beside_how_many_times_less_they_are_than_dense() -> None:
+    text = render_html(report(row(bytes_per_update=1234.4, dense_bytes=38440)))
+    assert '<td class="" data-value="1234.4">1,234</td>' in text
+    assert '">31.1×</td>' in text
+    assert text.count("not measured") == 0
+    assert render_html(report(row(bytes_per_update=None))).count("not measured") == 2
 
 
 def test_what_is_proven_is_in_a_table_and_in_words() -> None:

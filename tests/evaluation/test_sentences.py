@@ -107,3 +107,10 @@ def test_dp_sgd_without_a_transform_is_not_taken_for_no_defence() -> None:
     }
     (sentence,) = sentences(report(certified(), study=study)).values()
     assert "trains to an accuracy of 90 %" in sentence
+
+
+def test_the_bytes_of_a_message_are_said_where_they_were_measured() -> None:
+    (said,) = sentences(report(row(bytes_per_update=1234.4, dense_bytes=38440))).values()
+    assert "; a message takes 1,234 bytes, 38,440 uncompressed; " in said
+    (silent,) = sentences(report(row(bytes_per_update=None))).values()
+    assert "bytes" not in silent

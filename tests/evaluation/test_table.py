@@ -28,6 +28,12 @@ def test_names_are_not_taken_for_markup() -> None:
     assert "[red]x[/red]" in printed(row(defense="[red]x[/red]", worst_attack="[b]"))
 
 
+def test_bytes_sent_are_shown_where_they_were_measured() -> None:
+    text = printed(row(bytes_per_update=38_440.25), row(bytes_per_update=None))
+    assert "38.4k" in text
+    assert "bytes" not in printed(row(bytes_per_update=None))
+
+
 def test_divergence_skipped_attacks_and_interruption_are_said() -> None:
     text = printed(row(diverged=True, skipped={"LLG+": "no bias"}), complete=False)
     assert "diverged" in text
