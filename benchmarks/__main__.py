@@ -15,6 +15,7 @@ NAMES = (
     "dp_step",
     "dp_tradeoff",
     "demo",
+    "speed",
     "attackers",
     "attack_cost",
     "hundred_classes",
