@@ -1,0 +1,153 @@
+"""From bytes to tensors, for bytes that anybody may have written."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradguard.random_coordinates import draw_coordinates
+from gradguard.wire import factors as low_rank
+from gradguard.wire.byte_planes import decode_planes
+from gradguard.wire.compression import read_section
+from gradguard.wire.encoder import POOLED
+from gradguard.wire.envelope import opened
+from gradguard.wire.errors import WireError
+from gradguard.wire.formats import Bits, Format, tensor_of
+from gradguard.wire.header import Header, Record, Support, decode_header
+from gradguard.wire.indices import Indices, decode_indices
+from gradguard.wire.reader import Reader
+from gradguard.wire.values import codec_by_tag
+
+MAX_BYTES = 2**30
+
+
+def decode(
+    data: bytes | bytearray | memoryview, *, max_bytes: int = MAX_BYTES
+) -> dict[str, Tensor]:
+    """The tensors of a message, by name.
+
+    Guarantees:
+
+    - whatever the bytes are, the answer is a message or a :class:`WireError`;
+    - nothing larger than ``max_bytes`` is allocated for the tensors together, and the work on
+      them takes a small multiple of that;
+    - the same bytes give the same bits on every machine.
+
+    Nothing shows who wrote a message: sign it, or send it over a channel that does.
+
+    Args:
+        data: The bytes of one message, all of them.
+        max_bytes: Refuse messages whose tensors take more than this many bytes in memory. A few
+            bytes can announce a tensor of zeros of any size; 2**30 by default.
+
+    Raises:
+        WireError: The bytes are damaged, hostile, of another version, or beyond the limit.
+
+    >>> import torch
+    >>> from gradguard.wire import encode
+    >>> decode(encode({"bias": torch.tensor([1.0, -2.0])}))
+    {'bias': tensor([ 1., -2.])}
+    """
+    reader = Reader(opened(data))
+    header = decode_header(reader)
+    _check_size(header, max_bytes)
+    shared = _Shared(header, reader)
+    message = {}
+    for record in header.records:
+        own = Reader(reader.take(record.length, what=f"tensor {record.name!r}"))
+        bits = _decoded(own, record, shared)
+        own.finish(what=f"tensor {record.name!r}")
+        message[record.name] = tensor_of(bits, record.fmt, record.shape)
+    shared.finish()
+    return message
+
+
+def _check_size(header: Header, max_bytes: int) -> None:
+    total = sum(record.size * record.fmt.size for record in header.records)
+    if total > max_bytes:
+        raise WireError(
+            f"these tensors take {total} bytes in memory, and max_bytes is {max_bytes}; raise it "
+            "if the sender can be trusted"
+        )
+    if 8 * header.drawn > max_bytes:
+        raise WireError(
+            f"{header.drawn} drawn coordinates take {8 * header.drawn} bytes in memory, and "
+            f"max_bytes is {max_bytes}"
+        )
+
+
+class _Shared:
+    """Coordinates and values that belong to several tensors, handed out in order."""
+
+    def __init__(self, header: Header, reader: Reader) -> None:
+        own = Reader(reader.take(header.index_bytes, what="the indices"))
+        indexed = header.end_to_end(Support.INDICES)
+        indices = np.empty(0, dtype=np.int64)
+        if header.indices:
+            indices = decode_indices(own, count=header.indices, size=indexed)
+        own.finish(what="the indices")
+        drawn = draw_coordinates(header.seed, header.end_to_end(Support.SEED), header.drawn)
+        self._coordinates = {Support.INDICES: indices, Support.SEED: drawn}
+        self._at = {Support.INDICES: 0, Support.SEED: 0}
+        self._pools = {}
+        for pool in header.pools:
+            stored = Reader(reader.take(pool.length, what="a pool"))
+            self._pools[pool.fmt] = decode_planes(stored, pool.fmt, count=pool.count)
+            stored.finish(what="a pool")
+        self._taken = dict.fromkeys(self._pools, 0)
+
+    def coordinates(self, record: Record) -> Indices:
+        """Those of the next tensor, from its own beginning."""
+        found, at = self._coordinates[record.support], self._at[record.support]
+        self._at[record.support] = at + record.size
+        first, last = np.searchsorted(found, (at, at + record.size))
+        return found[first:last] - at
+
+    def values(self, fmt: Format, count: int) -> Bits:
+        """The next ``count`` values of a pool."""
+        pool = self._pools.get(fmt, np.empty(0, dtype=fmt.bits))
+        at = self._taken.get(fmt, 0)
+        if at + count > len(pool):
+            raise WireError(f"the pool of {fmt.name} holds {len(pool)} values: too few")
+        self._taken[fmt] = at + count
+        return pool[at : at + count]
+
+    def finish(self) -> None:
+        """Refuse coordinates and values that no tensor has taken."""
+        for fmt, pool in self._pools.items():
+            if self._taken[fmt] != len(pool) or not len(pool):
+                raise WireError(f"the pool of {fmt.name} holds values that belong to no tensor")
+
+
+def _decoded(own: Reader, record: Record, shared: _Shared) -> Bits:
+    if record.support is Support.ALL:
+        if record.tag == low_rank.TAG:
+            return low_rank.decode_factors(own, record.fmt, count=record.size)
+        dense = np.empty(record.size, dtype=record.fmt.bits)
+        codec_by_tag(record.tag).decode(own, record.fmt, out=dense)
+        return dense
+    where: Indices | NDArray[np.bool_]
+    if record.support is Support.BITMAP:
+        where = _mask(own, record.size)
+        count = int(np.count_nonzero(where))
+    else:
+        where = shared.coordinates(record)
+        count = len(where)
+    # Not torch.zeros: numpy asks for large pages, and a first touch of them is far quicker.
+    bits = np.zeros(record.size, dtype=record.fmt.bits)
+    if record.tag == POOLED:
+        bits[where] = shared.values(record.fmt, count)
+    else:
+        kept = np.empty(count, dtype=record.fmt.bits)
+        codec_by_tag(record.tag).decode(own, record.fmt, out=kept)
+        bits[where] = kept
+    return bits
+
+
+def _mask(own: Reader, size: int) -> NDArray[np.bool_]:
+    stored = read_section(own, size=-(-size // 8), what="a bitmap")
+    flags = np.unpackbits(np.frombuffer(stored, dtype=np.uint8), bitorder="little")
+    if flags[size:].any():
+        raise WireError("a bitmap must end in zero bits")
+    return flags[:size].view(np.bool_)

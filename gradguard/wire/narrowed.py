@@ -1,0 +1,135 @@
+"""Values that a narrower dtype holds exactly: what a cast leaves behind."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gradguard.wire.bit_packing import BLOCK
+from gradguard.wire.errors import WireError
+from gradguard.wire.formats import (
+    BFLOAT16,
+    FLOAT8_E4M3FN,
+    FLOAT8_E5M2,
+    FLOAT16,
+    FLOAT32,
+    FLOAT64,
+    INT8,
+    INT16,
+    INT32,
+    INT64,
+    Bits,
+    Format,
+    Parts,
+    format_by_code,
+)
+from gradguard.wire.reader import Reader
+
+TAG, NAME = 1, "narrowed"
+_NARROWER: dict[Format, tuple[Format, ...]] = {
+    FLOAT64: (FLOAT8_E4M3FN, FLOAT8_E5M2, FLOAT16, BFLOAT16, FLOAT32),
+    FLOAT32: (FLOAT8_E4M3FN, FLOAT8_E5M2, FLOAT16, BFLOAT16),
+    INT64: (INT8, INT16, INT32),
+    INT32: (INT8, INT16),
+    INT16: (INT8,),
+}
+
+
+def estimate(sample: Bits, fmt: Format, *, whole: Bits) -> float | None:
+    """Bits a value, of the narrowest dtype that holds the sample."""
+    narrow = _narrowest(sample, fmt)
+    return None if narrow is None else 8.0 * narrow.size
+
+
+def encode(bits: Bits, fmt: Format) -> Parts | None:
+    """The number of the narrower dtype and the values in it."""
+    tried = _narrowest(bits[: max(1, BLOCK // 256)], fmt)
+    for narrow in () if tried is None else _from(tried, fmt):
+        out = np.empty(len(bits), dtype=narrow.bits)
+        for start in range(0, len(bits), BLOCK):
+            block = bits[start : start + BLOCK]
+            found = _narrow(block, fmt, narrow)
+            if not _holds(found, narrow, block, fmt):
+                break
+            out[start : start + BLOCK] = found
+        else:
+            return [bytes((narrow.code,)), out.view(np.uint8).data]
+    return None
+
+
+def decode(reader: Reader, fmt: Format, *, out: Bits) -> None:
+    """Fill ``out`` with the values, widened."""
+    narrow = format_by_code(reader.byte(what="a narrower dtype"))
+    if narrow not in _NARROWER.get(fmt, ()):
+        raise WireError(f"{fmt.name} is never narrowed to {narrow.name}")
+    data = reader.take(len(out) * narrow.size, what="a list of narrowed values")
+    values = np.frombuffer(data, dtype=narrow.bits)
+    for start in range(0, len(out), BLOCK):
+        out[start : start + BLOCK] = _wide(values[start : start + BLOCK], narrow, fmt)
+
+
+def _from(narrow: Format, fmt: Format) -> tuple[Format, ...]:
+    known = _NARROWER[fmt]
+    return known[known.index(narrow) :]
+
+
+def _narrowest(sample: Bits, fmt: Format) -> Format | None:
+    for narrow in _NARROWER.get(fmt, ()):
+        if _holds(_narrow(sample, fmt, narrow), narrow, sample, fmt):
+            return narrow
+    return None
+
+
+def _holds(found: Bits, narrow: Format, bits: Bits, fmt: Format) -> bool:
+    """Whether widening gives the bits back, on this machine and on every other."""
+    wide = _wide(found, narrow, fmt)
+    # Machines differ in what becomes of the payload of a NaN.
+    return np.array_equal(wide, bits) and not np.isnan(wide.view(fmt.numbers)).any()
+
+
+def _narrow(bits: Bits, fmt: Format, narrow: Format) -> Bits:
+    """The values in the narrower dtype, rounded if they must be."""
+    with np.errstate(all="ignore"):
+        if narrow == BFLOAT16:
+            halves: Bits = (_in_float32(bits, fmt) >> 16).astype(np.uint16)
+            return halves
+        if narrow in (FLOAT8_E4M3FN, FLOAT8_E5M2):
+            eighths: Bits = _float8_by_bfloat16(narrow)[_in_float32(bits, fmt) >> 16]
+            return eighths
+        values: Bits = bits.view(fmt.numbers).astype(narrow.numbers)
+        return values.view(narrow.bits)
+
+
+def _wide(bits: Bits, narrow: Format, fmt: Format) -> Bits:
+    """The values in the wider dtype; exact, but for NaN, which no encoder narrows."""
+    with np.errstate(all="ignore"):
+        if narrow == BFLOAT16:
+            return _from_float32(bits.astype(np.uint32) << 16, fmt)
+        if narrow in (FLOAT8_E4M3FN, FLOAT8_E5M2):
+            return _from_float32(_float32_by_float8(narrow)[bits], fmt)
+        return bits.view(narrow.numbers).astype(fmt.numbers).view(fmt.bits)
+
+
+def _in_float32(bits: Bits, fmt: Format) -> Bits:
+    return bits if fmt == FLOAT32 else bits.view(np.float64).astype(np.float32).view(np.uint32)
+
+
+def _from_float32(bits: Bits, fmt: Format) -> Bits:
+    return bits if fmt == FLOAT32 else bits.view(np.float32).astype(np.float64).view(np.uint64)
+
+
+@cache
+def _float32_by_float8(narrow: Format) -> NDArray[np.uint32]:
+    every = torch.arange(256, dtype=torch.uint8).view(narrow.dtype)
+    return every.float().view(torch.int32).numpy().view(np.uint32)
+
+
+@cache
+def _float8_by_bfloat16(narrow: Format) -> NDArray[np.uint8]:
+    """For the high half of a float32 that float8 holds, the float8; for any other, some number."""
+    table = np.zeros(2**16, dtype=np.uint8)
+    table[_float32_by_float8(narrow) >> 16] = np.arange(256)
+    return table

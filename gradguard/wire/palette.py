@@ -1,0 +1,131 @@
+"""Values of which few are distinct: a list of them, and for each value its place in the list.
+
+Signs take one bit a value, three values 1.6 bits, up to 256 values at most 8 bits, and a tensor
+that holds one value all over takes none.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gradguard.wire import base3, bit_packing
+from gradguard.wire.bit_packing import BLOCK
+from gradguard.wire.errors import WireError
+from gradguard.wire.formats import Bits, Format, Parts
+from gradguard.wire.reader import Reader, varint
+
+TAG, NAME = 2, "palette"
+_MOST = 256
+_COMPARED = 4  # up to so many, comparing with each is quicker than searching
+_ATTEMPTS = 8
+
+
+def estimate(sample: Bits, fmt: Format, *, whole: Bits) -> float | None:
+    """Bits a value, unless most values of the sample are distinct."""
+    distinct = _distinct(sample)
+    if len(distinct) > min(_MOST, 8 + len(sample) // 4):
+        return None
+    packed = 1.6 if len(distinct) == 3 else float(_bits_of(len(distinct)))
+    stored = 8.0 * len(distinct) * fmt.size / len(whole)
+    # Searching takes several times longer than rounding does: it has to save a bit.
+    return packed + stored + (len(distinct) > _COMPARED)
+
+
+def encode(bits: Bits, fmt: Format) -> Parts | None:
+    """The number of distinct values, the values, and every value's place among them."""
+    palette = _distinct(bits[:: max(1, len(bits) // 4096)])
+    for _ in range(_ATTEMPTS):
+        if len(palette) > _MOST:
+            return None
+        out = np.empty(_packed_size(len(bits), len(palette)), dtype=np.uint8)
+        missing = _pack_all(bits, palette, out)
+        if missing is None:
+            head = varint(len(palette)) + palette.astype(fmt.bits).tobytes()
+            return [head, out.data] if len(head) + len(out) < bits.nbytes else None
+        palette = _distinct(np.concatenate((palette, missing)))
+    return None
+
+
+def decode(reader: Reader, fmt: Format, *, out: Bits) -> None:
+    """Fill ``out`` with the values."""
+    size = reader.varint(what="the size of a palette", most=_MOST)
+    stored = reader.take(size * fmt.size, what="a palette")
+    palette = np.frombuffer(stored, dtype=fmt.bits)
+    if not size or not (palette[1:] > palette[:-1]).all():
+        raise WireError("a palette must hold at least one value, in rising order of their bits")
+    data = np.frombuffer(
+        reader.take(_packed_size(len(out), size), what="packed codes"), dtype=np.uint8
+    )
+    codes = np.empty(min(BLOCK, len(out)), dtype=np.uint8)
+    at = 0
+    for start in range(0, len(out), BLOCK):
+        block = out[start : start + BLOCK]
+        here, end = codes[: len(block)], at + _packed_size(len(block), size)
+        _unpack(data[at:end], size, here)
+        if here.max() >= size:
+            raise WireError(f"a code points to place {here.max()} of a palette of {size} values")
+        np.take(palette, here, out=block, mode="clip")
+        at = end
+
+
+def _distinct(values: Bits) -> Bits:
+    ordered = np.sort(values)
+    first = np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]
+    distinct: Bits = ordered[first]
+    return distinct
+
+
+def _pack_all(bits: Bits, palette: Bits, out: Bits) -> Bits | None:
+    """Pack the places of all values; stops at a block with values that are missing: those."""
+    at = 0
+    for start in range(0, len(bits), BLOCK):
+        block = bits[start : start + BLOCK]
+        codes, missing = _places(block, palette)
+        if missing is not None:
+            return missing
+        end = at + _packed_size(len(block), len(palette))
+        _pack(codes, len(palette), out[at:end])
+        at = end
+    return None
+
+
+def _places(block: Bits, palette: Bits) -> tuple[Bits, Bits | None]:
+    if len(palette) > _COMPARED:
+        codes = np.minimum(np.searchsorted(palette, block), len(palette) - 1).astype(np.uint8)
+        wrong = palette[codes] != block
+        return codes, block[wrong] if wrong.any() else None
+    codes = np.zeros(len(block), dtype=np.uint8)
+    found = np.count_nonzero(block == palette[0])
+    for place in range(1, len(palette)):
+        equal = block == palette[place]
+        found += np.count_nonzero(equal)
+        codes = equal.view(np.uint8) if len(palette) == 2 else codes + equal * np.uint8(place)
+    if found < len(block):
+        return codes, block[~np.isin(block, palette)]
+    return codes, None
+
+
+def _bits_of(size: int) -> int:
+    return max(0, size - 1).bit_length()
+
+
+def _packed_size(count: int, size: int) -> int:
+    if size == 3:
+        return base3.packed_size(count)
+    return bit_packing.packed_size(count, _bits_of(size))
+
+
+def _pack(codes: Bits, size: int, out: Bits) -> None:
+    if size == 3:
+        base3.pack(codes, out=out)
+    elif size > 1:
+        bit_packing.pack(codes, _bits_of(size), out=out)
+
+
+def _unpack(data: Bits, size: int, codes: Bits) -> None:
+    if size == 3:
+        base3.unpack(data, out=codes)
+    elif size > 1:
+        bit_packing.unpack(data, _bits_of(size), out=codes)
+    else:
+        codes[:] = 0
