@@ -14,7 +14,8 @@ from gradguard.testing import check_transform
 
 
 def _normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=rng)
 
 
 def _of_rank(rank: int, *, rows: int = 12, columns: int = 20, seed: int = 0) -> Tensor:
@@ -23,7 +24,8 @@ def _of_rank(rank: int, *, rows: int = 12, columns: int = 20, seed: int = 0) -> 
 
 def _truncated(matrix: Tensor, rank: int) -> Tensor:
     u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-    return u[:, :rank] * s[:rank] @ vh[:rank]
+    best: Tensor = u[:, :rank] * s[:rank] @ vh[:rank]
+    return best
 
 
 def _sent(transform: LowRank, grad: Tensor, state: State | None = None) -> tuple[Tensor, State]:

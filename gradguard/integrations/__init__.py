@@ -1,0 +1,1 @@
+"""gradguard's transforms inside other people's training loops; each module needs its framework."""
