@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gradguard.checkpoint import check_structure, cloned, moved
 from gradguard.core import Chain, GradTransform, State
-from gradguard.integrations.averaging import average_densely
+from gradguard.integrations.averaging import average_densely, average_messages, names_of
 from gradguard.integrations.held_buckets import HeldBuckets
 from gradguard.integrations.rank_message import RankMessage, reason, trained, transformed
 from gradguard.integrations.rank_reports import (
@@ -54,9 +54,10 @@ def comm_hook(
         transform: What is done to a rank's gradient before it leaves the process.
         model: The DDP, or the model inside it: where parameter names come from. Needed by
             ``Only`` and ``Withhold``, and for checkpoints.
-        exchange: How the ranks average. ``"dense"`` averages the transformed gradients with an all-reduce, which sends
-            every zero of them: this defends and saves **no bytes**. ``"wire"`` sends each rank's
-            encoded message (:mod:`gradguard.wire`) to all others.
+        exchange: ``"dense"`` is an all-reduce of the transformed gradients, zeros and all: it
+            defends and saves **no bytes**. ``"wire"`` sends every rank's message to all others,
+            encoded by :mod:`gradguard.wire`: bytes are saved where messages are small and ranks
+            few, for each rank then receives all messages in place of one sum.
         scaler: The GradScaler of the training loop, if it has one. DDP communicates *before*
             ``scaler.unscale_``; without this argument noise would be weaker by the loss scale,
             and a clipping bound tighter.
@@ -188,7 +189,11 @@ class CommHook:
         params, scale = self._known_params(), self._scale()
         try:
             message = transformed(
-                self.transform, lambda: held.gradients(params), self._state, scale=scale or 1.0
+                self.transform,
+                lambda: held.gradients(params),
+                self._state,
+                scale=scale or 1.0,
+                names=names_of(params) if self.exchange == "wire" else None,
             )
             report = self._report(message, params, scale)
             reports = exchanged(report, group=group, device=held.buffers[0].device)
@@ -199,13 +204,28 @@ class CommHook:
                 why = "" if message.error is None else f". Here: {reason(message.error, params)}"
                 held.problem = problem + why
             else:
-                average_densely(held, message.grads, params, group=group)
+                self._average(held, message, reports, group=group)
                 held.multiply(scale or 1.0)
                 self._state = message.state
         except BaseException:  # such as a rank that died: no raw gradient may stay behind
             held.discard()
             raise
         held.deliver()
+
+    def _average(
+        self,
+        held: HeldBuckets,
+        message: RankMessage,
+        reports: list[RankReport],
+        *,
+        group: dist.ProcessGroup | None,
+    ) -> None:
+        params = self._known_params()
+        if self.exchange == "dense":
+            average_densely(held, message.grads, params, group=group)
+        else:
+            lengths = [report.length for report in reports]
+            average_messages(held, message.encoded, lengths, params, group=group)
 
     def _report(
         self, message: RankMessage, params: list[Tensor] | NamedParameters, scale: float | None
@@ -216,6 +236,7 @@ class CommHook:
             status=status_of(message.error),
             configuration=fingerprint(self.transform, self.exchange, scale, names, shapes),
             streams=stream_fingerprint(self._state),
+            length=len(message.encoded),
         )
 
     def _scale(self) -> float | None:
@@ -230,7 +251,8 @@ class CommHook:
             )
         if state is not None and self._group is not None and state is not self._group:
             raise ValueError("the process group given to register_comm_hook is not the model's")
-        return self._group if state is None else state
+        self._group = self._group if state is None else state
+        return self._group
 
     def _known_params(self) -> list[Tensor] | NamedParameters:
         if self._params is None:

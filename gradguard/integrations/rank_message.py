@@ -14,19 +14,29 @@ from gradguard.core import Grads, GradTransform, State
 from gradguard.finite import NonFiniteGradientError, check_finite
 from gradguard.guard_checks import check_form
 from gradguard.routing import NamedParameters, named_parameters
+from gradguard.wire import encode
 
 
 @dataclass(frozen=True)
 class RankMessage:
-    """A rank's transformed gradient and its state after that; or an error, and neither of them."""
+    """A rank's transformed gradient and the state after it; or an error, and neither of them.
+
+    ``encoded`` is the gradient as bytes, where bytes are what is sent.
+    """
 
     grads: Grads
     state: State
+    encoded: bytes = b""
     error: Exception | None = None
 
 
 def transformed(
-    transform: GradTransform, gradients: Callable[[], Grads], state: State, *, scale: float
+    transform: GradTransform,
+    gradients: Callable[[], Grads],
+    state: State,
+    *,
+    scale: float,
+    names: tuple[str, ...] | None,
 ) -> RankMessage:
     """Apply ``transform``; whatever it raises is kept, for the other ranks wait for an answer.
 
@@ -35,6 +45,7 @@ def transformed(
         gradients: Gives the raw gradients; they are not written to.
         state: Of ``transform``; kept as it is, in case another rank fails.
         scale: What the loss was multiplied by; the transform sees true gradients.
+        names: Under which the message is encoded; ``None`` if it is not.
     """
     try:
         raw = gradients()
@@ -45,9 +56,15 @@ def transformed(
         check_form(transform, raw, sent)
         check_finite(sent)
         sent, new = unaliased([*sent], memory=storages(raw)), unaliased(new, memory=storages(raw))
+        encoded = b"" if names is None else encode(present(sent, names))
     except Exception as error:
-        return RankMessage([], {}, error)
-    return RankMessage(sent, new)
+        return RankMessage([], {}, error=error)
+    return RankMessage(sent, new, encoded)
+
+
+def present(grads: Grads, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """A message by name; parameters without gradient are not in it."""
+    return {name: g for name, g in zip(names, grads, strict=True) if g is not None}
 
 
 def reason(error: Exception, params: Sequence[Tensor]) -> str:
@@ -64,6 +81,11 @@ def trained(model: nn.Module) -> list[Tensor] | NamedParameters:
     >>> trained(nn.Linear(2, 1)).names
     ('weight', 'bias')
     """
+    if getattr(model, "_delay_all_reduce_params", None):
+        raise ValueError(
+            "DDP averages the parameters of delay_all_reduce_named_params without asking the hook, "
+            "so their raw gradients would be sent; build DDP without that argument"
+        )
     ignored: set[str] = set()
     if isinstance(model, DistributedDataParallel):
         ignored = set(cast(Iterable[str], model.parameters_to_ignore))

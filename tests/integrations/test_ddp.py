@@ -29,7 +29,7 @@ from gradguard import (
     Withhold,
     chain,
 )
-from gradguard.integrations.ddp import CommHook, comm_hook
+from gradguard.integrations.ddp import CommHook, Exchange, comm_hook
 from gradguard.integrations.rank_message import trained
 from gradguard.randomness import reseeded
 from tests.integrations import two_ranks
@@ -49,6 +49,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "views": {"bucket_cap_mb": 0.005, "gradient_as_bucket_view": True},
     "static": {"bucket_cap_mb": 0.005, "static_graph": True},
     "unused": {"bucket_cap_mb": 0.005, "find_unused_parameters": True},
+    "wire": {"bucket_cap_mb": 0.005, "exchange": "wire"},
 }
 STEPS = 5
 
@@ -58,10 +59,14 @@ def _wrapped(**options: Any) -> DistributedDataParallel:
 
 
 def _hooked(
-    transform: GradTransform, *, seed: int | None = 3, **options: Any
+    transform: GradTransform,
+    *,
+    seed: int | None = 3,
+    exchange: Exchange = "dense",
+    **options: Any,
 ) -> tuple[DistributedDataParallel, CommHook]:
     ddp = _wrapped(**options)
-    hook = comm_hook(transform, model=ddp)
+    hook = comm_hook(transform, model=ddp, exchange=exchange)
     if seed is not None:
         hook.reseed(seed)
     ddp.register_comm_hook(None, hook)
@@ -346,6 +351,10 @@ def special_passes(rank: int) -> dict[str, Any]:
     results["unnamed"] = flat(p.grad for p in ddp.parameters())
     _step(ddp, 1.0 + rank, True)
     results["unnamed again"] = flat(p.grad for p in ddp.parameters())
+    ddp = DistributedDataParallel(_Forked(), find_unused_parameters=True)
+    ddp.register_comm_hook(None, comm_hook(ClipByGlobalNorm(1.0), exchange="wire"))
+    _step(ddp, 1.0 + rank, rank == 0)
+    results["one message shorter"] = flat(p.grad for p in ddp.parameters())
     ddp = DistributedDataParallel(_Forked())
     hook = comm_hook(Identity(), model=two_ranks.model())
     ddp.register_comm_hook(None, hook)
@@ -376,6 +385,9 @@ def test_unused_parameters_accumulation_and_hooks_without_a_model(tmp_path: Path
         whole = [torch.cat([v[:6], biases / 2, v[:6], biases / 2]) for v in small]
         mean = sum((g / g.norm() for g in whole), torch.zeros(16)) / 2
         torch.testing.assert_close(found["unnamed"], mean)
+        half = torch.cat([whole[0] / whole[0].norm() / 2])
+        half[:8] += whole[1][:8] / whole[1][:8].norm() / 2
+        torch.testing.assert_close(found["one message shorter"], half)
         assert "gradients of 4 parameters, of which 0 are among the 6" in found["wrong model"], rank
 
 
