@@ -12,6 +12,7 @@ import typer
 
 from gradguard.evaluation.command import INTERRUPTED, run_evaluate
 from gradguard.evaluation.errors import UnusableInputError, one_line
+from gradguard.evaluation.wire_command import MAX_BYTES, ROWS, run_wire
 
 UNUSABLE = 2
 
@@ -112,6 +113,17 @@ def audit(
         typer.echo("gradguard: interrupted; nothing was written", err=True)
         code = INTERRUPTED
     raise typer.Exit(code)
+
+
+@app.command()
+def wire(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="One encoded message.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with all tensors.")] = False,
+    rows: Annotated[int, typer.Option(help="Show so many tensors, the largest.")] = ROWS,
+    max_bytes: Annotated[int, typer.Option(help="Refuse a larger file.")] = MAX_BYTES,
+) -> None:
+    """List what an encoded message holds, tensor by tensor, without decoding it."""
+    raise typer.Exit(run_wire(file, as_json=as_json, rows=rows, max_bytes=max_bytes))
 
 
 def main(arguments: list[str] | None = None) -> None:

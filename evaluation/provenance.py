@@ -11,6 +11,8 @@ import torch
 
 from gradguard.attacks.threat import Attack
 from gradguard.evaluation.bench import Bench, per_seed
+from gradguard.evaluation.message_size import MASKED, MESSAGES
+from gradguard.evaluation.message_size import METHOD as BYTES
 from gradguard.evaluation.study import Study
 
 METHOD = (
@@ -67,16 +69,17 @@ def provenance(
             "calibration": repeats * per_seed(study.attack.calibration, repeats),
             "simulated_per_seed": max(map(_simulated, bench.attacks.values()), default=0),
         },
+        "messages_encoded": {"per_defense": MESSAGES, "compressor": "zlib"},
         "attacked_model_accuracy": bench.undefended_accuracies(),
     }
 
 
 def _method(study: Study) -> str:
-    said = [METHOD]
+    said = [METHOD, BYTES]
     if max(study.attack.rounds) > 1:
         said.append(ROUNDS)
     if any(defense.cohort > 1 for defense in study.defenses):
-        said.append(COHORTS)
+        said += [COHORTS, MASKED]
     if study.client is not None:
         said.append(LOCAL_TRAINING)
     return " ".join(said)

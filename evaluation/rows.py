@@ -17,6 +17,7 @@ from gradguard.evaluation.cell import CellScores
 from gradguard.evaluation.certify import certify, run_epsilon
 from gradguard.evaluation.federated import round_overhead, train_federated
 from gradguard.evaluation.knowledge import attacks_by_level
+from gradguard.evaluation.message_size import bytes_per_update
 from gradguard.evaluation.metrics import Resampler, advantage, t_interval
 from gradguard.evaluation.progress import Progress
 from gradguard.evaluation.report import AttackScore, KnowledgeScore, Row
@@ -25,16 +26,17 @@ from gradguard.evaluation.training import step_overhead, train
 
 @dataclass(frozen=True)
 class Cost:
-    """What a defence costs, whatever the attack: accuracy per seed, and time per step."""
+    """What a defence costs, whatever the attack: accuracy per seed, time per step, and bytes."""
 
     accuracies: tuple[float, ...]
     diverged: bool
     step_overhead: float
     dense_bytes: int
+    bytes_per_update: float | None = None
 
 
 def measure_cost(bench: Bench, defense: Defense, progress: Progress) -> Cost:
-    """Train with ``defense`` once per seed, and time its steps against bare ones."""
+    """Train with ``defense`` once per seed, time its steps, and encode a client's messages."""
     images, spec = bench.part(bench.parts.client), bench.study.training
     local = bench.study.client
     outcomes = []
@@ -59,6 +61,13 @@ def measure_cost(bench: Bench, defense: Defense, progress: Progress) -> Cost:
             )
         ),
         dense_bytes=4 * sum(p.numel() for p in bench.fresh_model(0).parameters()),
+        bytes_per_update=bytes_per_update(
+            *(bench.fresh_model(0), images),
+            spec=spec,
+            seed=bench.seed("message size"),
+            defense=defense,
+            training=local,
+        ),
     )
 
 
@@ -184,6 +193,7 @@ def make_row(
         accuracy_ci=t_interval(accuracies),
         accuracy_seeds=cost.accuracies,
         diverged=cost.diverged,
+        bytes_per_update=cost.bytes_per_update,
         dense_bytes=cost.dense_bytes,
         step_overhead=cost.step_overhead,
         attacks=attacks,
