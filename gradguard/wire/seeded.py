@@ -27,6 +27,8 @@ def covering(seed: int, tensors: Sequence[Bits]) -> Coordinates | None:
     if not len(needed):
         return None
     low, high = len(needed), min(size, _SLACK * len(needed) + 64)
+    if low <= size // 2:
+        high = min(high, size // 2)  # a longer draw is of those left out, and contains no shorter
     drawn = draw_coordinates(seed, size, low)
     if _covers(drawn, needed):
         return drawn

@@ -45,9 +45,10 @@ def encode_release(
     """
     seeds = [int(seed) % 2**64 for seed in _found("mask_seed", optimizer.guard_state)]  # signed
     factors = _factors(optimizer)
-    # Several masks are rare: one transform after another, or one for every layer.
+    # Of several masks each covers the message and says more than is left of it: perhaps too much.
+    tried = seeds if len(seeds) == 1 else [None, *seeds]
     return min(
-        (encode(message, mask_seed=s, factors=factors, portable=portable) for s in seeds or [None]),
+        (encode(message, mask_seed=seed, factors=factors, portable=portable) for seed in tried),
         key=len,
     )
 

@@ -77,6 +77,30 @@ def test_a_released_message_comes_back_to_the_bit(transform: GradTransform) -> N
         check_same(wire.encode_release(message, optimizer, portable=True), message)
 
 
+@pytest.mark.parametrize(
+    "transform",
+    [
+        KeepRandomK(0.1),
+        ErrorFeedback(KeepRandomK(0.1)),
+        chain(KeepRandomK(0.1), Quantize(8)),
+        chain(KeepRandomK(0.4), Quantize(4)),
+    ],
+    ids=repr,
+)
+def test_coordinates_from_a_seed_are_not_sent(transform: GradTransform) -> None:
+    for rounds in (1, 3):
+        message, optimizer = released(transform, rounds)
+        data = wire.encode_release(message, optimizer)
+        assert {codec.split()[0] for codec in codecs(data)} == {"seed"}
+        assert len(data) < 0.95 * len(wire.encode(message))
+
+
+def test_of_several_masks_none_makes_a_message_longer() -> None:
+    for transform in (chain(KeepRandomK(0.3), KeepRandomK(0.5)), Only("0.*", KeepRandomK(0.1))):
+        message, optimizer = released(transform, 2)
+        assert len(wire.encode_release(message, optimizer)) <= len(wire.encode(message))
+
+
 def test_factors_are_sent_in_place_of_their_product() -> None:
     for transform in (LowRank(2), ErrorFeedback(LowRank(2))):
         message, optimizer = released(transform, 3)
