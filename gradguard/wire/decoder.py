@@ -8,15 +8,15 @@ from torch import Tensor
 
 from gradguard.random_coordinates import draw_coordinates
 from gradguard.wire import factors as low_rank
+from gradguard.wire.bitmap import decode_bitmap
 from gradguard.wire.byte_planes import decode_planes
-from gradguard.wire.compression import read_section
-from gradguard.wire.encoder import POOLED
 from gradguard.wire.envelope import opened
 from gradguard.wire.errors import WireError
 from gradguard.wire.formats import Bits, Format, tensor_of
 from gradguard.wire.header import Header, Record, Support, decode_header
 from gradguard.wire.indices import Indices, decode_indices
 from gradguard.wire.reader import Reader
+from gradguard.wire.support import POOLED
 from gradguard.wire.values import codec_by_tag
 
 MAX_BYTES = 2**30
@@ -129,7 +129,7 @@ def _decoded(own: Reader, record: Record, shared: _Shared) -> Bits:
         return dense
     where: Indices | NDArray[np.bool_]
     if record.support is Support.BITMAP:
-        where = _mask(own, record.size)
+        where = decode_bitmap(own, size=record.size)
         count = int(np.count_nonzero(where))
     else:
         where = shared.coordinates(record)
@@ -143,11 +143,3 @@ def _decoded(own: Reader, record: Record, shared: _Shared) -> Bits:
         codec_by_tag(record.tag).decode(own, record.fmt, out=kept)
         bits[where] = kept
     return bits
-
-
-def _mask(own: Reader, size: int) -> NDArray[np.bool_]:
-    stored = read_section(own, size=-(-size // 8), what="a bitmap")
-    flags = np.unpackbits(np.frombuffer(stored, dtype=np.uint8), bitorder="little")
-    if flags[size:].any():
-        raise WireError("a bitmap must end in zero bits")
-    return flags[:size].view(np.bool_)

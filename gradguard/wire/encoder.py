@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
-from gradguard.wire import factors as low_rank
-from gradguard.wire import raw
+from gradguard.random_coordinates import Coordinates
 from gradguard.wire.byte_planes import encode_planes
-from gradguard.wire.compression import section
 from gradguard.wire.envelope import sealed
 from gradguard.wire.errors import WireError
-from gradguard.wire.formats import Bits, Format, Parts, bits_of, format_of
+from gradguard.wire.factors import TAG as FACTORS
+from gradguard.wire.factors import encode_factors
+from gradguard.wire.formats import Bits, Format, bits_of, format_of
 from gradguard.wire.header import (
     MOST_TENSORS,
     Header,
@@ -24,40 +24,12 @@ from gradguard.wire.header import (
     check_record,
     encode_header,
 )
-from gradguard.wire.indices import Indices, encode_indices
+from gradguard.wire.indices import encode_indices
+from gradguard.wire.parallel import in_threads
 from gradguard.wire.seeded import covering
-from gradguard.wire.support import find_support
-from gradguard.wire.values import encode_values
-
-POOLED = 4
-"""The tag of values that lie together with those of other tensors of their dtype."""
+from gradguard.wire.support import Coded, coded, survivors
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]
-
-
-@dataclass
-class _Draft:
-    """What has been written so far, and what tensors share."""
-
-    portable: bool
-    records: list[Record] = field(default_factory=list)
-    parts: Parts = field(default_factory=list)
-    indices: list[Indices] = field(default_factory=list)
-    indexed: int = 0  # elements of the tensors with indices
-    pools: dict[Format, list[Bits]] = field(default_factory=dict)
-
-    def add(self, entry: _Entry, support: Support, tag: int, parts: Parts) -> None:
-        length = sum(len(part) for part in parts)
-        self.records.append(Record(entry.name, entry.fmt, entry.shape, support, tag, length))
-        self.parts += parts
-
-    def add_survivors(self, entry: _Entry, support: Support, before: Parts, kept: Bits) -> None:
-        """Values picked out of a tensor; raw ones go into the pool of their dtype."""
-        tag, parts = encode_values(kept, entry.fmt)
-        if tag == raw.TAG and len(kept):
-            self.pools.setdefault(entry.fmt, []).append(kept)
-            tag, parts = POOLED, []
-        self.add(entry, support, tag, before + parts)
 
 
 @dataclass(frozen=True)
@@ -112,19 +84,20 @@ def encode(
     entries = [_entry(name, tensor) for name, tensor in message.items()]
     if len(entries) > MOST_TENSORS:
         raise WireError(f"a message has at most {MOST_TENSORS} tensors, got {len(entries)}")
-    draft = _Draft(portable)
     coordinates = None if mask_seed is None else covering(mask_seed, [e.bits for e in entries])
-    if coordinates is None:
-        for entry in entries:
-            _add(draft, entry, (factors or {}).get(entry.name))
-        return _written(draft, seed=0, drawn=0)
-    at = 0
-    for entry in entries:
-        first, last = np.searchsorted(coordinates, (at, at + len(entry.bits)))
-        kept = entry.bits[coordinates[first:last] - at]
-        draft.add_survivors(entry, Support.SEED, [], kept)
-        at += len(entry.bits)
-    return _written(draft, seed=mask_seed or 0, drawn=len(coordinates))
+    if mask_seed is not None and coordinates is not None:
+        found = list(_drawn(entries, coordinates))
+        return _written(entries, found, portable, seed=mask_seed, drawn=len(coordinates))
+
+    def one(entry: _Entry) -> Coded:
+        pair = (factors or {}).get(entry.name)
+        parts = None if pair is None else encode_factors(entry.bits, entry.fmt, pair, entry.name)
+        if parts is not None:
+            return Coded(Support.ALL, FACTORS, parts)
+        return coded(entry.bits, entry.fmt, portable=portable)
+
+    found = in_threads(one, entries, [len(entry.bits) for entry in entries])
+    return _written(entries, found, portable)
 
 
 def _entry(name: str, tensor: Tensor) -> _Entry:
@@ -133,34 +106,47 @@ def _entry(name: str, tensor: Tensor) -> _Entry:
     return _Entry(name, fmt, tuple(tensor.shape), bits_of(tensor))
 
 
-def _add(draft: _Draft, entry: _Entry, factors: tuple[Tensor, Tensor] | None) -> None:
-    if factors is not None:
-        parts = low_rank.encode_factors(entry.bits, entry.fmt, factors, name=entry.name)
-        if parts is not None:
-            draft.add(entry, Support.ALL, low_rank.TAG, parts)
-            return
-    support, where = find_support(entry.bits, entry.fmt)
-    if where is None:
-        tag, parts = encode_values(entry.bits, entry.fmt)
-        draft.add(entry, support, tag, parts)
-        return
-    kept = entry.bits[where]
-    if support is Support.INDICES:
-        draft.indices.append(where + draft.indexed)
-        draft.indexed += len(entry.bits)
-        draft.add_survivors(entry, support, [], kept)
-        return
-    mask = section(np.packbits(where, bitorder="little"), portable=draft.portable)
-    draft.add_survivors(entry, support, [mask], kept)
+def _drawn(entries: Sequence[_Entry], coordinates: Coordinates) -> Iterator[Coded]:
+    at = 0
+    for entry in entries:
+        first, last = np.searchsorted(coordinates, (at, at + len(entry.bits)))
+        tag, parts, pooled = survivors(entry.bits[coordinates[first:last] - at], entry.fmt)
+        yield Coded(Support.SEED, tag, parts, None, pooled)
+        at += len(entry.bits)
 
 
-def _written(draft: _Draft, *, seed: int, drawn: int) -> bytes:
-    pools, pooled = [], []
-    for fmt, kept in sorted(draft.pools.items(), key=lambda pool: pool[0].code):
-        values = np.concatenate(kept)
-        pooled.append(encode_planes(values, fmt, portable=draft.portable))
-        pools.append(Pool(fmt, len(values), len(pooled[-1])))
-    indices = np.concatenate(draft.indices) if draft.indices else np.empty(0, np.int64)
-    coded = encode_indices(indices, portable=draft.portable) if len(indices) else b""
-    header = Header(tuple(draft.records), len(indices), len(coded), seed, drawn, tuple(pools))
-    return sealed([encode_header(header), coded, *pooled, *draft.parts])
+def _written(
+    entries: Sequence[_Entry],
+    found: Sequence[Coded],
+    portable: bool,
+    *,
+    seed: int = 0,
+    drawn: int = 0,
+) -> bytes:
+    records, own, indices, at = [], [], [np.empty(0, dtype=np.int64)], 0
+    kept: dict[Format, list[Bits]] = {}
+    for entry, one in zip(entries, found, strict=True):
+        length = sum(map(len, one.parts))
+        records.append(Record(entry.name, entry.fmt, entry.shape, one.support, one.tag, length))
+        own += one.parts
+        if one.indices is not None:
+            indices.append(one.indices + at)
+            at += len(entry.bits)
+        if one.pooled is not None:
+            kept.setdefault(entry.fmt, []).append(one.pooled)
+    pools, pooled = _pooled(kept, portable)
+    together = np.concatenate(indices)
+    gaps = encode_indices(together, portable=portable) if len(together) else b""
+    header = Header(tuple(records), len(together), len(gaps), seed, drawn, pools)
+    return sealed([encode_header(header), gaps, *pooled, *own])
+
+
+def _pooled(
+    kept: Mapping[Format, Sequence[Bits]], portable: bool
+) -> tuple[tuple[Pool, ...], list[bytes]]:
+    pools, data = [], []
+    for fmt, values in sorted(kept.items(), key=lambda pool: pool[0].code):
+        together = np.concatenate(values)
+        data.append(encode_planes(together, fmt, portable=portable))
+        pools.append(Pool(fmt, len(together), len(data[-1])))
+    return tuple(pools), data

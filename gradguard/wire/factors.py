@@ -29,7 +29,7 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def encode_factors(
-    bits: Bits, fmt: Format, factors: tuple[Tensor, Tensor], *, name: str
+    bits: Bits, fmt: Format, factors: tuple[Tensor, Tensor], name: str
 ) -> Parts | None:
     """The dtype of the factors, rows, rank and both factors; ``None`` if they do not fit."""
     p, q = factors

@@ -11,43 +11,43 @@ from typing import Any
 
 import numpy as np
 
+from gradguard.scratch import scratch
 from gradguard.wire.bit_packing import BLOCK, code_dtype, pack, packed_size, unpack
 from gradguard.wire.errors import WireError
 from gradguard.wire.formats import FLOAT32, FLOAT64, Bits, Format, Parts
 from gradguard.wire.reader import Reader
+from gradguard.wire.sample import Sample
 
 TAG, NAME = 3, "grid"
 _WIDTHS = range(2, 17)
 _PROBED = 32
 
 
-def estimate(sample: Bits, fmt: Format, *, whole: Bits) -> float | None:
+def estimate(sample: Sample) -> float | None:
     """Bits a value, if the sample lies on a grid that the largest of all values spans."""
-    ordered = np.sort(sample)
-    if len(sample) > _PROBED and (ordered[1:] != ordered[:-1]).all():
+    if len(sample.values) > _PROBED and len(sample.distinct) == len(sample.values):
         return None  # free numbers hardly ever repeat; spares them the search for the largest
-    bits = _bits(sample, fmt, _largest(whole, fmt))
+    bits = _bits(sample)
     return None if bits is None else float(bits)
 
 
-def encode(bits: Bits, fmt: Format) -> Parts | None:
+def encode(sample: Sample) -> Parts | None:
     """Bits of a code, the largest magnitude, and every value's code: its step plus ``s``."""
-    largest = _largest(bits, fmt)
-    width = _bits(bits[:: max(1, len(bits) // 1024)], fmt, largest)
-    if largest is None or width is None:
+    whole, width = sample.whole, _bits(sample)
+    if width is None:
         return None
-    out = np.empty(packed_size(len(bits), width), dtype=np.uint8)
+    out = np.empty(packed_size(len(whole), width), dtype=np.uint8)
     at = 0
-    for start in range(0, len(bits), BLOCK):
-        block = bits[start : start + BLOCK]
-        codes = _codes(block, fmt, largest, width)
+    for start in range(0, len(whole), BLOCK):
+        block = whole[start : start + BLOCK]
+        codes = _codes(block, sample.fmt, sample.largest, width)
         if codes is None:
             return None
         end = at + packed_size(len(block), width)
         pack(codes, width, out=out[at:end])
         at = end
-    parts: Parts = [bytes((width,)), largest.tobytes(), out.data]
-    return parts if 1 + fmt.size + len(out) < bits.nbytes else None
+    parts: Parts = [bytes((width,)), sample.largest.tobytes(), out.data]
+    return parts if 1 + sample.fmt.size + len(out) < whole.nbytes else None
 
 
 def decode(reader: Reader, fmt: Format, *, out: Bits) -> None:
@@ -80,45 +80,38 @@ def _place(levels: Any, steps: int, largest: Any, *, out: Any) -> None:
 
 
 def _codes(block: Bits, fmt: Format, largest: Any, width: int) -> Bits | None:
-    steps, values = _steps(width), block.view(fmt.numbers)
-    kind = values.dtype.type
+    """The codes of a block, in memory that the next call uses again."""
+    steps, values, kind = _steps(width), block.view(fmt.numbers), fmt.numbers.type
+    levels, placed = (
+        scratch(f"wire.{name}", len(block), fmt.dtype).numpy() for name in ("levels", "placed")
+    )
     with np.errstate(all="ignore"):
-        levels = values * kind(steps / float(largest))
-        np.rint(levels, out=levels)
+        np.multiply(values, kind(steps / float(largest)), out=levels)
+    np.rint(levels, out=levels)
     levels += kind(0)  # -0.0 becomes 0.0
-    placed = np.empty_like(levels)
     _place(levels, steps, largest, out=placed)
     if not np.array_equal(placed.view(fmt.bits), block):
         return None
     levels += kind(steps)
-    codes: Bits = levels.astype(code_dtype(width))
+    codes: Bits = placed.view(code_dtype(width))[: len(block)]
+    np.copyto(codes, levels, casting="unsafe")
     return codes
 
 
-def _largest(bits: Bits, fmt: Format) -> Any:
-    if fmt not in (FLOAT32, FLOAT64) or not len(bits):
-        return None
-    top = None
-    for start in range(0, len(bits), BLOCK):
-        block = bits[start : start + BLOCK].view(fmt.numbers)
-        here = max(block.max(), -block.min())
-        top = here if top is None or not here <= top else top
-    return top if top is not None and 0 < top < np.inf else None
-
-
-def _bits(sample: Bits, fmt: Format, largest: Any) -> int | None:
+def _bits(sample: Sample) -> int | None:
     """The fewest bits whose grid holds the sample."""
-    if largest is None:
+    if not len(sample.values) or sample.largest is None:
         return None
-    values = sample[:: max(1, len(sample) // _PROBED)][:, None].view(fmt.numbers)
+    few = sample.values[:: max(1, len(sample.values) // _PROBED)]
+    values = few.view(sample.fmt.numbers)[:, None]
     steps = np.array([_steps(width) for width in _WIDTHS], dtype=values.dtype)
     with np.errstate(all="ignore"):
-        levels = np.rint(values * (steps / largest)) + values.dtype.type(0)
-        placed = levels / steps * largest
-    fits = (placed.view(fmt.bits) == values.view(fmt.bits)).all(axis=0)
-    for width in np.flatnonzero(fits) + _WIDTHS.start:
-        if _codes(sample, fmt, largest, int(width)) is not None:
-            return int(width)
+        levels = np.rint(values * (steps / sample.largest)) + values.dtype.type(0)
+        placed = levels / steps * sample.largest
+    fits = (placed.view(sample.fmt.bits) == few[:, None]).all(axis=0)
+    for width in np.flatnonzero(fits).tolist():
+        if _codes(sample.values, sample.fmt, sample.largest, _WIDTHS[width]) is not None:
+            return _WIDTHS[width]
     return None
 
 

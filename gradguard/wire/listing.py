@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gradguard.wire import factors as low_rank
-from gradguard.wire.encoder import POOLED
 from gradguard.wire.envelope import HEAD_BYTES, VERSION, opened
 from gradguard.wire.header import Record, Support, decode_header
 from gradguard.wire.reader import Reader
+from gradguard.wire.support import POOLED
 from gradguard.wire.values import codec_by_tag
 
 

@@ -27,6 +27,7 @@ from gradguard.wire.formats import (
     format_by_code,
 )
 from gradguard.wire.reader import Reader
+from gradguard.wire.sample import Sample
 
 TAG, NAME = 1, "narrowed"
 _NARROWER: dict[Format, tuple[Format, ...]] = {
@@ -36,21 +37,23 @@ _NARROWER: dict[Format, tuple[Format, ...]] = {
     INT32: (INT8, INT16),
     INT16: (INT8,),
 }
+# Low bits of the mantissa that the widest of the narrower dtypes has no room for.
+_FREE_BITS = {FLOAT64: 52 - 23, FLOAT32: 23 - 10}
 
 
-def estimate(sample: Bits, fmt: Format, *, whole: Bits) -> float | None:
+def estimate(sample: Sample) -> float | None:
     """Bits a value, of the narrowest dtype that holds the sample."""
-    narrow = _narrowest(sample, fmt)
+    narrow = _narrowest(sample)
     return None if narrow is None else 8.0 * narrow.size
 
 
-def encode(bits: Bits, fmt: Format) -> Parts | None:
+def encode(sample: Sample) -> Parts | None:
     """The number of the narrower dtype and the values in it."""
-    tried = _narrowest(bits[: max(1, BLOCK // 256)], fmt)
+    tried, whole, fmt = _narrowest(sample), sample.whole, sample.fmt
     for narrow in () if tried is None else _from(tried, fmt):
-        out = np.empty(len(bits), dtype=narrow.bits)
-        for start in range(0, len(bits), BLOCK):
-            block = bits[start : start + BLOCK]
+        out = np.empty(len(whole), dtype=narrow.bits)
+        for start in range(0, len(whole), BLOCK):
+            block = whole[start : start + BLOCK]
             found = _narrow(block, fmt, narrow)
             if not _holds(found, narrow, block, fmt):
                 break
@@ -76,9 +79,12 @@ def _from(narrow: Format, fmt: Format) -> tuple[Format, ...]:
     return known[known.index(narrow) :]
 
 
-def _narrowest(sample: Bits, fmt: Format) -> Format | None:
+def _narrowest(sample: Sample) -> Format | None:
+    fmt = sample.fmt
+    if fmt.dtype.is_floating_point and sample.low_bits < _FREE_BITS.get(fmt, 0):
+        return None  # the mantissa is longer than any that is narrower
     for narrow in _NARROWER.get(fmt, ()):
-        if _holds(_narrow(sample, fmt, narrow), narrow, sample, fmt):
+        if _holds(_narrow(sample.values, fmt, narrow), narrow, sample.values, fmt):
             return narrow
     return None
 

@@ -13,6 +13,7 @@ from gradguard.wire.bit_packing import BLOCK
 from gradguard.wire.errors import WireError
 from gradguard.wire.formats import Bits, Format, Parts
 from gradguard.wire.reader import Reader, varint
+from gradguard.wire.sample import Sample
 
 TAG, NAME = 2, "palette"
 _MOST = 256
@@ -20,29 +21,30 @@ _COMPARED = 4  # up to so many, comparing with each is quicker than searching
 _ATTEMPTS = 8
 
 
-def estimate(sample: Bits, fmt: Format, *, whole: Bits) -> float | None:
+def estimate(sample: Sample) -> float | None:
     """Bits a value, unless most values of the sample are distinct."""
-    distinct = _distinct(sample)
-    if len(distinct) > min(_MOST, 8 + len(sample) // 4):
+    distinct = len(sample.distinct)
+    # Values seen once foretell values not seen yet (Good and Turing); a palette has few of them.
+    if distinct > _MOST or sample.singles > 4 + distinct // 2:
         return None
-    packed = 1.6 if len(distinct) == 3 else float(_bits_of(len(distinct)))
-    stored = 8.0 * len(distinct) * fmt.size / len(whole)
+    packed = 1.6 if distinct == 3 else float(_bits_of(distinct))
+    stored = 8.0 * distinct * sample.fmt.size / len(sample.whole)
     # Searching takes several times longer than rounding does: it has to save a bit.
-    return packed + stored + (len(distinct) > _COMPARED)
+    return packed + stored + (distinct > _COMPARED)
 
 
-def encode(bits: Bits, fmt: Format) -> Parts | None:
+def encode(sample: Sample) -> Parts | None:
     """The number of distinct values, the values, and every value's place among them."""
-    palette = _distinct(bits[:: max(1, len(bits) // 4096)])
+    bits, palette = sample.whole, sample.distinct
     for _ in range(_ATTEMPTS):
         if len(palette) > _MOST:
             return None
         out = np.empty(_packed_size(len(bits), len(palette)), dtype=np.uint8)
         missing = _pack_all(bits, palette, out)
         if missing is None:
-            head = varint(len(palette)) + palette.astype(fmt.bits).tobytes()
+            head = varint(len(palette)) + palette.astype(sample.fmt.bits).tobytes()
             return [head, out.data] if len(head) + len(out) < bits.nbytes else None
-        palette = _distinct(np.concatenate((palette, missing)))
+        palette = np.unique(np.concatenate((palette, missing)))
     return None
 
 
@@ -64,15 +66,21 @@ def decode(reader: Reader, fmt: Format, *, out: Bits) -> None:
         _unpack(data[at:end], size, here)
         if here.max() >= size:
             raise WireError(f"a code points to place {here.max()} of a palette of {size} values")
-        np.take(palette, here, out=block, mode="clip")
+        _look_up(palette, here, out=block)
         at = end
 
 
-def _distinct(values: Bits) -> Bits:
-    ordered = np.sort(values)
-    first = np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]
-    distinct: Bits = ordered[first]
-    return distinct
+def _look_up(palette: Bits, codes: Bits, *, out: Bits) -> None:
+    if len(palette) > _COMPARED:
+        np.take(palette, codes, out=out, mode="clip")
+        return
+    # Sums of multiples, several times quicker than looking up every value. Bits wrap around.
+    out[:] = codes == 1 if len(palette) > 2 else codes
+    if len(palette) > 1:
+        out *= palette[1] - palette[0]
+    for place in range(2, len(palette)):
+        out += (codes == place) * (palette[place] - palette[0])
+    out += palette[0]
 
 
 def _pack_all(bits: Bits, palette: Bits, out: Bits) -> Bits | None:

@@ -6,18 +6,19 @@ import numpy as np
 
 from gradguard.wire.formats import Bits, Format, Parts
 from gradguard.wire.reader import Reader
+from gradguard.wire.sample import Sample
 
 TAG, NAME = 0, "raw"
 
 
-def estimate(sample: Bits, fmt: Format, *, whole: Bits) -> float | None:
+def estimate(sample: Sample) -> float | None:
     """Bits a value."""
-    return 8.0 * fmt.size
+    return 8.0 * sample.fmt.size
 
 
-def encode(bits: Bits, fmt: Format) -> Parts | None:
+def encode(sample: Sample) -> Parts | None:
     """The values, low bytes first."""
-    return [np.ascontiguousarray(bits, dtype=fmt.bits).view(np.uint8).data]
+    return [np.ascontiguousarray(sample.whole, dtype=sample.fmt.bits).view(np.uint8).data]
 
 
 def decode(reader: Reader, fmt: Format, *, out: Bits) -> None:

@@ -2,52 +2,92 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
-from numpy.typing import NDArray
 
 from gradguard.wire import raw
 from gradguard.wire.bit_packing import BLOCK
-from gradguard.wire.formats import Bits, Format
+from gradguard.wire.bitmap import encode_bitmap, nonzero_mask
+from gradguard.wire.formats import Bits, Format, Parts
 from gradguard.wire.header import Support
 from gradguard.wire.indices import Indices
-from gradguard.wire.values import ranked, sampled
+from gradguard.wire.sample import Sample
+from gradguard.wire.values import ValueCodec, encode_values, ranked
 
-_SPARSE = 1 / 16  # share of values from which packed zeros are as short, and much quicker
+POOLED = 4
+"""The tag of values that lie together with those of other tensors of their dtype."""
+
+_SPARSE = 1 / 16  # share of values up to which zeros are always left out
 _INDEXED = 8  # at most one value in so many has an index; more have a bitmap
+_PACKED = 16  # codes of fewer bits than this hold their zeros, which takes less time
 
 
-def find_support(bits: Bits, fmt: Format) -> tuple[Support, Indices | NDArray[np.bool_] | None]:
-    """How to say which values are sent, and the indices or the mask."""
-    if not _has_gaps(bits, fmt):
-        return Support.ALL, None
-    most = len(bits) // _INDEXED
-    found: list[Indices] = []
-    total = 0
-    mask = np.empty(min(BLOCK, len(bits)), dtype=bool)
+@dataclass(frozen=True)
+class Coded:
+    """One tensor as bytes of its own, and what is to be written together with other tensors'."""
+
+    support: Support
+    tag: int
+    parts: Parts
+    indices: Indices | None = None
+    pooled: Bits | None = None
+
+
+def coded(bits: Bits, fmt: Format, *, portable: bool) -> Coded:
+    """A tensor in the shortest way that a sample of it suggests and all of it allows."""
+    sample = Sample.of(bits, fmt)
+    if len(sample.nonzero.values) < len(sample.values):
+        order = _dense_order(sample)
+        if order is None:
+            return _sparse(bits, fmt, portable)
+    else:
+        order = ranked(sample)
+    tag, parts = encode_values(sample, order)
+    return Coded(Support.ALL, tag, parts)
+
+
+def survivors(kept: Bits, fmt: Format) -> tuple[int, Parts, Bits | None]:
+    """Values picked out of a tensor; raw ones are left for the pool of their dtype."""
+    sample = Sample.of(kept, fmt)
+    tag, parts = encode_values(sample, ranked(sample))
+    if tag == raw.TAG and len(kept):
+        return POOLED, [], kept
+    return tag, parts, None
+
+
+def _sparse(bits: Bits, fmt: Format, portable: bool) -> Coded:
+    indices = nonzero_indices(bits, most=len(bits) // _INDEXED)
+    if indices is not None:
+        tag, parts, pooled = survivors(bits[indices], fmt)
+        return Coded(Support.INDICES, tag, parts, indices, pooled)
+    bitmap, kept = encode_bitmap(bits, portable=portable)
+    tag, parts, pooled = survivors(kept, fmt)
+    return Coded(Support.BITMAP, tag, [bitmap, *parts], None, pooled)
+
+
+def nonzero_indices(bits: Bits, *, most: int) -> Indices | None:
+    """Where values are not zero, or ``None`` if there are more than ``most`` of them."""
+    found, total = [], 0
     for start in range(0, len(bits), BLOCK):
-        block = bits[start : start + BLOCK]
-        here = mask[: len(block)]
-        np.not_equal(block, 0, out=here)
-        indices = np.flatnonzero(here)
-        total += len(indices)
+        here = np.flatnonzero(nonzero_mask(bits[start : start + BLOCK]))
+        total += len(here)
         if total > most:
-            return Support.BITMAP, bits != 0
-        indices += start
-        found.append(indices)
-    return Support.INDICES, np.concatenate(found) if len(found) > 1 else found[0]
+            return None
+        here += start
+        found.append(here)
+    return np.concatenate(found) if len(found) != 1 else found[0]
 
 
-def _has_gaps(bits: Bits, fmt: Format) -> bool:
-    """Whether leaving out zeros makes the values shorter, as far as a sample can tell."""
-    sample = sampled(bits)
-    kept = sample[sample != 0]
-    if len(kept) == len(sample):
-        return False
-    share = len(kept) / len(sample)
+def _dense_order(sample: Sample) -> Sequence[tuple[float, ValueCodec]] | None:
+    """The codecs for all values, or ``None`` if leaving out zeros is likely to be shorter."""
+    share = len(sample.nonzero.values) / len(sample.values)
     if share <= _SPARSE:
-        return True
-    packed, codec = ranked(sample, fmt, whole=bits)[0]
-    if codec.TAG != raw.TAG and packed < 16:
-        return False
-    survivors = ranked(kept, fmt, whole=bits)[0][0]
-    return 1 + share * survivors < 0.95 * packed
+        return None
+    order = ranked(sample)
+    dense, codec = order[0]
+    if codec.TAG != raw.TAG and dense < _PACKED:
+        return order
+    dense = 8.0 * sample.fmt.size if codec.TAG == raw.TAG else dense
+    return order if 1 + share * ranked(sample.nonzero)[0][0] > 0.95 * dense else None

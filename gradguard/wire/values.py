@@ -9,8 +9,7 @@ from gradguard.wire import grid, narrowed, palette, raw
 from gradguard.wire.errors import WireError
 from gradguard.wire.formats import Bits, Format, Parts
 from gradguard.wire.reader import Reader
-
-_SAMPLED = 1024
+from gradguard.wire.sample import Sample
 
 
 class ValueCodec(Protocol):
@@ -19,12 +18,12 @@ class ValueCodec(Protocol):
     TAG: int
     NAME: str
 
-    def estimate(self, sample: Bits, fmt: Format, *, whole: Bits) -> float | None:
+    def estimate(self, sample: Sample) -> float | None:
         """Bits a value as far as a sample can tell; ``None`` where the codec does not fit."""
         ...
 
-    def encode(self, bits: Bits, fmt: Format) -> Parts | None:
-        """All values; ``None`` where the sample promised too much."""
+    def encode(self, sample: Sample) -> Parts | None:
+        """All values, not only the sample; ``None`` where the sample promised too much."""
         ...
 
     def decode(self, reader: Reader, fmt: Format, *, out: Bits) -> None:
@@ -37,26 +36,17 @@ CODECS = cast(Sequence[ValueCodec], (narrowed, grid, palette, raw))
 _BY_TAG = {codec.TAG: codec for codec in CODECS}
 
 
-def sampled(bits: Bits) -> Bits:
-    """Values from all over the list."""
-    # An odd stride: tensors are rows of an even length, and a column is no fair sample.
-    return bits[:: len(bits) // _SAMPLED | 1]
-
-
-def ranked(sample: Bits, fmt: Format, *, whole: Bits) -> list[tuple[float, ValueCodec]]:
+def ranked(sample: Sample) -> list[tuple[float, ValueCodec]]:
     """The codecs that fit the sample and the bits a value that each promises, best first."""
-    found = []
-    for codec in CODECS:
-        promise = codec.estimate(sample, fmt, whole=whole) if len(sample) else None
-        if promise is not None or codec.TAG == raw.TAG:
-            found.append((8.0 * fmt.size if promise is None else promise, codec))
-    return sorted(found, key=lambda pair: pair[0])
+    found = [(codec.estimate(sample), codec) for codec in CODECS if len(sample.values)]
+    fitting = [(bits, codec) for bits, codec in found if bits is not None]
+    return sorted(fitting or [(0.0, CODECS[-1])], key=lambda pair: pair[0])
 
 
-def encode_values(bits: Bits, fmt: Format) -> tuple[int, Parts]:
-    """The tag of the shortest codec that fits, and its bytes."""
-    for _, codec in ranked(sampled(bits), fmt, whole=bits):
-        parts = codec.encode(bits, fmt)
+def encode_values(sample: Sample, order: Sequence[tuple[float, ValueCodec]]) -> tuple[int, Parts]:
+    """The tag of the first codec that fits all values, and its bytes."""
+    for _, codec in order:
+        parts = codec.encode(sample)
         if parts is not None:
             return codec.TAG, parts
     raise AssertionError("raw values always fit")
