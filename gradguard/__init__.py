@@ -18,6 +18,7 @@ from gradguard.fedavg import FedAvgClient as FedAvgClient
 from gradguard.fedavg import LocalTraining as LocalTraining
 from gradguard.finite import NonFiniteGradientError as NonFiniteGradientError
 from gradguard.low_rank import LowRank as LowRank
+from gradguard.momentum_correction import MomentumCorrection as MomentumCorrection
 from gradguard.noise import AddGaussian as AddGaussian
 from gradguard.noise import AddLaplace as AddLaplace
 from gradguard.optimizer import GuardedOptimizer as GuardedOptimizer
@@ -30,3 +31,4 @@ from gradguard.sign import Sign as Sign
 from gradguard.sparsification import KeepRandomK as KeepRandomK
 from gradguard.sparsification import KeepTopK as KeepTopK
 from gradguard.ternary import Ternary as Ternary
+from gradguard.warm_up import WarmUp as WarmUp

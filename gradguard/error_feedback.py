@@ -9,9 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from gradguard.aliasing import separated
 from gradguard.core import Grads, GradTransform, Reads, State, walk
 from gradguard.elementwise import restore, widen
 from gradguard.finite import check_finite
+from gradguard.fused import Rule, alike, send_
+from gradguard.scratch import scratch
+from gradguard.selection import Selects, selects
 
 
 @dataclass(frozen=True)
@@ -49,19 +53,32 @@ class ErrorFeedback:
     reads: ClassVar[Reads] = "input"
 
     def __post_init__(self) -> None:
-        noisy = [t for t in walk(self.transform) if getattr(t, "is_noise", False)]
-        if noisy:
-            raise ValueError(
-                f"ErrorFeedback around {noisy[0]!r} would take the noise back: the memory holds "
-                "its negative and sends that in the next round. Put the noise before or after: "
-                "chain(noise, ErrorFeedback(...)) or chain(ErrorFeedback(...), noise)"
-            )
+        refuse_noise(self)
 
     def init(self, params: Sequence[Tensor]) -> State:
         memory = [torch.zeros_like(widen(p.detach())) for p in params]
         return {"memory": memory, type(self.transform).__name__: self.transform.init(params)}
 
     def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        if self._fuses(grads, state):
+            memory: list[Tensor] = state["memory"]
+            copied: Grads = [None if g is None else g.detach().clone() for g in grads]
+            kept = [m if g is None else m.clone() for g, m in zip(grads, memory, strict=True)]
+            return self.update_(copied, {**state, "memory": kept})
+        return self._updated(grads, state)
+
+    def update_(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        if not self._fuses(grads, state):
+            return separated(*self._updated(grads, state))
+        assert isinstance(self.transform, Selects)
+        key = type(self.transform).__name__
+        inner = send_(grads, (state["memory"],), _RULE, self.transform, state[key])
+        return grads, {"memory": state["memory"], key: inner}
+
+    def _fuses(self, grads: Grads, state: State) -> bool:
+        return selects(self.transform) and alike(grads, state["memory"])
+
+    def _updated(self, grads: Grads, state: State) -> tuple[Grads, State]:
         check_finite(grads)
         key = type(self.transform).__name__
         memory: list[Tensor] = state["memory"]
@@ -81,3 +98,27 @@ class ErrorFeedback:
             out.append(restore(s, g, index=i))
             rest.append(o - widen(out[-1]))  # type: ignore[arg-type]
         return out, {"memory": rest, key: inner}
+
+
+def _owed(memory: Tensor, grad: Tensor) -> Tensor:
+    out = scratch("error_feedback.owed", len(memory), memory.dtype, device=memory.device)
+    return torch.add(memory, grad, out=out)
+
+
+def _advance(memory: Tensor, grad: Tensor) -> None:
+    memory.add_(grad)
+
+
+_RULE = Rule(_owed, _advance)
+
+
+def refuse_noise(feedback: GradTransform) -> None:
+    """Raise ``ValueError`` if a transform that remembers what was not sent holds noise."""
+    noisy = [t for t in walk(feedback) if getattr(t, "is_noise", False)]
+    if noisy:
+        name = type(feedback).__name__
+        raise ValueError(
+            f"{name} around {noisy[0]!r} would take the noise back: the memory holds its negative "
+            f"and sends that in the next round. Put the noise before or after: "
+            f"chain(noise, {name}(...)) or chain({name}(...), noise)"
+        )

@@ -24,10 +24,11 @@ class _Buffers(threading.local):
 
 
 _buffers = _Buffers()
+_CPU = torch.device("cpu")
 
 
-def scratch(name: str, size: int, dtype: torch.dtype) -> Tensor:
-    """A flat CPU tensor of ``size`` elements that holds whatever its last user left there.
+def scratch(name: str, size: int, dtype: torch.dtype, *, device: torch.device = _CPU) -> Tensor:
+    """A flat tensor of ``size`` elements that holds whatever its last user left there.
 
     Guarantees:
 
@@ -42,14 +43,18 @@ def scratch(name: str, size: int, dtype: torch.dtype) -> Tensor:
         name: Whose buffer; a literal such as ``"selection.magnitude"``.
         size: Elements needed, 0 to :data:`CHUNK`.
         dtype: Their dtype.
+        device: On an accelerator the tensor is a fresh one of any size: its allocator hands out
+            the same memory again by itself.
 
     Raises:
-        ValueError: ``size`` is negative or more than :data:`CHUNK`.
+        ValueError: ``size`` is negative or, on the CPU, more than :data:`CHUNK`.
 
     >>> buffer = scratch("example", 4, torch.float32).fill_(1.0)
     >>> scratch("example", 3, torch.float32)
     tensor([1., 1., 1.])
     """
+    if device.type != "cpu":
+        return torch.empty(size, dtype=dtype, device=device)
     if not 0 <= size <= CHUNK:
         raise ValueError(f"a scratch buffer has 0 to {CHUNK} elements, got {size}; work in chunks")
     held = _buffers.held.get((name, dtype))

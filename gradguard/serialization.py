@@ -19,12 +19,14 @@ from gradguard.clipping import ClipByGlobalNorm, ClipByValue
 from gradguard.core import Chain, GradTransform, Identity, chain
 from gradguard.error_feedback import ErrorFeedback
 from gradguard.low_rank import LowRank
+from gradguard.momentum_correction import MomentumCorrection
 from gradguard.noise import AddGaussian, AddLaplace
 from gradguard.quantization import Quantize
 from gradguard.routing import Only, Withhold
 from gradguard.sign import Sign
 from gradguard.sparsification import KeepRandomK, KeepTopK
 from gradguard.ternary import Ternary
+from gradguard.warm_up import WarmUp
 
 Plain = dict[str, dict[str, Any]]
 
@@ -32,7 +34,8 @@ TRANSFORMS: dict[str, type[Any]] = {
     cls.__name__: cls
     for cls in (
         *(Identity, ClipByGlobalNorm, ClipByValue, KeepTopK, KeepRandomK, Quantize, Ternary, Sign),
-        *(Cast, LowRank, ErrorFeedback, AddGaussian, AddLaplace, Only, Withhold),
+        *(Cast, LowRank, ErrorFeedback, MomentumCorrection, WarmUp, AddGaussian, AddLaplace),
+        *(Only, Withhold),
     )
 }
 """Every transform a study file can name."""

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gradguard.core import Grads, Reads, State
-from gradguard.elementwise import map_present, restore, widen
+from gradguard.elementwise import restore, widen
 from gradguard.finite import check_finite
+from gradguard.fused import choose, flat_views
+from gradguard.memory_order import in_memory_order
+from gradguard.random_coordinates import draw_coordinates
 from gradguard.randomness import fresh_rng, generator
+from gradguard.selection import Numbers, Stretch, largest
 
 Scope = Literal["tensor", "global"]
-_SAMPLED_FROM = 2**18  # below, one selection over everything is as quick
 
 
 def kept_of(ratio: float, size: int) -> int:
@@ -67,15 +71,25 @@ class KeepTopK:
     def init(self, params: Sequence[Tensor]) -> State:
         return {}
 
-    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+    def select(self, numbers: Numbers, state: State) -> tuple[list[Stretch], State]:
+        sizes = [tensor.numel() for tensor in numbers.like]
         if self.scope == "global":
-            return _masked_together(grads, lambda flat: largest(flat, ratio=self.ratio)), state
+            return largest(numbers, kept_of(self.ratio, sum(sizes))), state
+        counts = (kept_of(self.ratio, size) for size in sizes)
+        each = [largest(numbers, count, among=(i,)) for i, count in enumerate(counts)]
+        return [stretch for stretches in each for stretch in stretches], state
 
-        def kept(grad: Tensor) -> Tensor:
-            flat = grad.reshape(-1)
-            return _masked(flat, largest(flat, ratio=self.ratio)).view(grad.shape)
+    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        chosen, state = _chosen(self, grads, state)
+        out: Grads = [None if g is None else torch.zeros_like(g) for g in grads]
+        _fill(out, chosen)
+        return out, state
 
-        return map_present(kept, grads), state
+    def update_(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        chosen, state = _chosen(self, grads, state)
+        grads = _zeroed(grads)
+        _fill(grads, chosen)
+        return grads, state
 
 
 @dataclass(frozen=True)
@@ -91,7 +105,11 @@ class KeepRandomK:
     - the expected output is the gradient;
     - a dropped coordinate is ``+0.0``: not even its sign is sent.
 
-    The mask is fresh in every step and drawn by the client alone. It does not hide labels.
+    The mask is fresh in every step and drawn by the client alone. It does not hide labels. The
+    state's ``mask_seed`` is what :func:`gradguard.random_coordinates.draw_coordinates` drew the
+    last message's coordinates from, all gradients laid end to end in row-major order: sent in
+    their place, it saves their bytes, and it tells nothing about any other message's. It is -1
+    before the first message.
 
     Args:
         ratio: Share of coordinates kept, in (0, 1].
@@ -111,74 +129,90 @@ class KeepRandomK:
         _check_ratio(self.ratio)
 
     def init(self, params: Sequence[Tensor]) -> State:
-        return {"rng": fresh_rng()}
+        return {"rng": fresh_rng(), "mask_seed": torch.tensor(-1)}  # no message yet
 
     def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        drawn, state = self._drawn(grads, state)
+        out: Grads = [None if g is None else torch.zeros_like(g) for g in grads]
+        return _put(out, drawn), state
+
+    def update_(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        drawn, state = self._drawn(grads, state)
+        return _put(_zeroed(grads), drawn), state
+
+    def _drawn(self, grads: Grads, state: State) -> tuple[list[_Sent], State]:
+        """For every gradient the positions drawn in it, row-major, and what is sent of them."""
+        check_finite(grads)
         rng = generator(state["rng"])
-
-        def factors(flat: Tensor) -> Tensor:
-            count = kept_of(self.ratio, len(flat))
-            chosen = torch.randperm(len(flat), generator=rng)[:count]
-            scale = torch.zeros(len(flat), dtype=flat.dtype)
-            scale[chosen] = len(flat) / count
-            return scale.to(flat.device)
-
-        return _masked_together(grads, factors), {"rng": rng.get_state()}
-
-
-def largest(flat: Tensor, *, ratio: float) -> Tensor:
-    """Boolean mask of the ``kept_of(ratio, n)`` largest magnitudes; ties go to the lowest index.
-
-    >>> largest(torch.tensor([1.0, -2.0, 2.0, 1.0]), ratio=0.75)
-    tensor([ True,  True,  True, False])
-    """
-    count = kept_of(ratio, len(flat))
-    # On the CPU whatever the device: numpy selects with SIMD, several times faster than
-    # torch.topk, which also allocates a value and an index for every coordinate.
-    magnitude = flat.detach().abs().cpu().numpy()
-    threshold = _kth_largest(magnitude, count)
-    mask = magnitude > threshold
-    missing = count - np.count_nonzero(mask)
-    mask[np.flatnonzero(magnitude == threshold)[:missing]] = True
-    return torch.from_numpy(mask).to(flat.device)
+        seed = _mask_seed(rng)
+        state = {"rng": rng.get_state(), "mask_seed": torch.tensor(seed)}
+        offsets = np.cumsum([0, *(0 if g is None else g.numel() for g in grads)])
+        size = int(offsets[-1])
+        count = kept_of(self.ratio, size)
+        drawn = draw_coordinates(seed, size, count)
+        bounds = np.searchsorted(drawn, offsets)
+        sent: list[_Sent] = []
+        for i, grad in enumerate(grads):
+            positions = torch.from_numpy(drawn[bounds[i] : bounds[i + 1]] - offsets[i])
+            if grad is not None and len(positions):
+                positions = positions.to(grad.device)
+                kept = widen(torch.take(grad.detach(), positions)) * (size / count)
+                # Adding zero turns -0.0 into 0.0, which tells no sign.
+                sent.append((i, positions, restore(kept, kept.to(grad.dtype), index=i) + 0.0))
+        return sent, state
 
 
-def _kth_largest(values: np.ndarray, count: int) -> np.floating[Any]:
-    if len(values) > _SAMPLED_FROM:
-        # A sample gives a bound that is almost surely below the answer; only what exceeds it is
-        # searched. A misleading sample costs time and never correctness.
-        sample = values[:: (len(values) // 65_536) | 1]
-        expected = count * len(sample) / len(values)
-        rank = int(expected + 4 * expected**0.5 + 5)
-        if rank < len(sample):
-            bound = np.partition(sample, len(sample) - rank)[len(sample) - rank]
-            candidates = values[values >= bound]
-            values = candidates if len(candidates) >= count else values
-    at = len(values) - count
-    found: np.floating[Any] = np.partition(values, at)[at]
-    return found
+_Sent = tuple[int, Tensor, Tensor]
 
 
-def _masked(flat: Tensor, factors: Tensor) -> Tensor:
-    # Adding zero turns -0.0 into 0.0: a negative value times zero is -0.0, and the sign bit of
-    # every dropped coordinate would go out with the message.
-    return (flat * factors).add_(0.0)
+def _mask_seed(rng: torch.Generator) -> int:
+    """A seed that may be published: 63 bits, from which no other seed can be computed."""
+    # Hashed, because whoever sees enough of a Mersenne Twister's words knows all the others.
+    words = torch.empty(4, dtype=torch.int64).random_(generator=rng)
+    return int.from_bytes(hashlib.sha256(words.numpy().tobytes()).digest()[:8], "big") >> 1
 
 
-def _masked_together(grads: Grads, factors: Callable[[Tensor], Tensor]) -> Grads:
-    """Multiply all gradients, laid end to end, by one vector of factors."""
-    check_finite(grads)
-    present = [g for g in grads if g is not None]
-    if not sum(g.numel() for g in present):
-        return list(grads)
-    device = present[0].device  # a model spread over several devices ranks on its first
-    wide = max((widen(g).dtype for g in present), key=lambda dtype: dtype.itemsize)
-    flat = torch.cat([g.reshape(-1).to(device=device, dtype=wide) for g in present])
-    pieces = iter(torch.split(_masked(flat, factors(flat)), [g.numel() for g in present]))
+def _put(grads: Grads, sent: Sequence[_Sent]) -> Grads:
+    for index, positions, values in sent:
+        grad = grads[index]
+        assert grad is not None
+        grad.detach().put_(positions, values)
+    return grads
+
+
+def _chosen(transform: KeepTopK, grads: Grads, state: State) -> tuple[list[Stretch], State]:
+    dense = _dense(grads)
+    if not all(g is None or g.is_floating_point() for g in dense):
+        check_finite(dense)  # says which, and what to do
+    (flat,) = flat_views(dense, dense)
+    like = [g for g in dense if g is not None]
+    return choose(transform, dense, Numbers((flat,), lambda part: part, like), state)
+
+
+def _fill(grads: Grads, chosen: Sequence[Stretch]) -> None:
+    """Write what was chosen into gradients of zeros."""
+    (flat,) = flat_views(grads, grads)
+    for stretch in chosen:
+        if len(stretch.positions):
+            target = flat[stretch.index][stretch.start : stretch.stop]
+            target[stretch.positions.to(target.device)] = stretch.values.to(target)
+
+
+def _dense(grads: Grads) -> Grads:
+    """Gradients without gaps or overlaps: copies of those that have any, all others as they are."""
     return [
-        None if g is None else restore(next(pieces).view(g.shape).to(g.device), g, index=i)
-        for i, g in enumerate(grads)
+        g if g is None or in_memory_order(g) is not None else torch.empty_like(g).copy_(g.detach())
+        for g in grads
     ]
+
+
+def _zeroed(grads: Grads) -> Grads:
+    """Zeros, in the memory of ``grads`` where it has neither gaps nor overlaps."""
+    grads = _dense(grads)
+    for grad in grads:
+        if grad is not None:
+            grad.detach().zero_()
+    return grads
 
 
 def _check_ratio(ratio: float) -> None:

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from gradguard.core import Grads, GradTransform, chain
 from gradguard.error_feedback import ErrorFeedback
+from gradguard.momentum_correction import MomentumCorrection
 from gradguard.routing import Only, Withhold
 from gradguard.serialization import TRANSFORMS
+from gradguard.warm_up import WarmUp
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -107,8 +109,24 @@ def _wrappers() -> dict[str, SearchStrategy[GradTransform]]:
     silent = st.one_of(*(s for name, s in leaves.items() if not name.startswith("Add")))
     patterns = st.sampled_from(_PATTERNS)
     routed = st.builds(Only, patterns, st.one_of(*leaves.values()))
-    feedback = st.one_of(silent, st.builds(Only, patterns, silent), st.just(Withhold("head.*")))
-    return {"Only": routed, "ErrorFeedback": st.builds(ErrorFeedback, feedback)}
+    warm_up = st.builds(WarmUp, leaves["KeepTopK"], steps=st.integers(1, 3))
+    feedback = st.one_of(
+        silent, warm_up, st.builds(Only, patterns, silent), st.just(Withhold("head.*"))
+    )
+    sparse = st.one_of(leaves["KeepTopK"], warm_up, leaves["Sign"])
+    correction = st.builds(
+        MomentumCorrection,
+        st.floats(0.0, 0.9),
+        sparse,
+        nesterov=st.booleans(),
+        masking=st.booleans(),
+    )
+    return {
+        "Only": routed,
+        "ErrorFeedback": st.builds(ErrorFeedback, feedback),
+        "MomentumCorrection": correction,
+        "WarmUp": warm_up,
+    }
 
 
 def _strategies_module() -> Any:

@@ -18,8 +18,8 @@ PUBLIC = {
     "AddGaussian", "AddLaplace", "Attached", "Cast", "Chain", "Client", "ClipByGlobalNorm",
     "ClipByValue", "DPSGD", "Defense", "ErrorFeedback", "FedAvgClient", "GradTransform", "Grads",
     "GuardedOptimizer", "Identity", "KeepRandomK", "KeepTopK", "LocalTraining", "LowRank",
-    "NamedParameters", "NonFiniteGradientError", "Only",
-    "Quantize", "Sign", "State", "Ternary", "Withhold", "chain", "guard",
+    "MomentumCorrection", "NamedParameters", "NonFiniteGradientError", "Only",
+    "Quantize", "Sign", "State", "Ternary", "WarmUp", "Withhold", "chain", "guard",
 }  # fmt: skip
 
 

@@ -24,10 +24,12 @@ from gradguard import (
     KeepRandomK,
     KeepTopK,
     LowRank,
+    MomentumCorrection,
     Only,
     Quantize,
     Sign,
     Ternary,
+    WarmUp,
     Withhold,
     chain,
 )
@@ -91,6 +93,8 @@ NEUTRAL: dict[str, GradTransform | None] = {
     "AddGaussian": AddGaussian(0.0),
     "AddLaplace": AddLaplace(0.0),
     "ErrorFeedback": ErrorFeedback(Identity()),
+    "MomentumCorrection": MomentumCorrection(0.0, Identity()),
+    "WarmUp": WarmUp(KeepTopK(1.0), steps=2),
     "Only": Only("*", Identity()),
     # No strength at which these are the identity:
     "Quantize": None,
