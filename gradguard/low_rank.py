@@ -16,6 +16,7 @@ from gradguard.finite import check_finite
 from gradguard.low_rank_product import outer_sum
 
 _START_SEED = 0  # of the first subspace
+_SAFE = 1e-20, 1e20  # largest elements whose products neither vanish nor overflow in float32
 
 
 @dataclass(frozen=True)
@@ -109,19 +110,29 @@ def _gaussian(like: Tensor) -> Tensor:
 
 def _subspace_step(matrix: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Factors of ``matrix`` projected onto ``matrix @ start``, and where to start next."""
-    largest = matrix.abs().max().item()
+    low, high = torch.aminmax(matrix)
+    largest = max(-low.item(), high.item())
     if largest == 0:
         return matrix.new_zeros(len(matrix), start.shape[1]), torch.zeros_like(start), start
-    # To about one first, by a power of two and so without rounding: products of gradients around
-    # 1e-30 vanish, and those of huge ones overflow.
-    scale = max(math.ldexp(1.0, math.frexp(largest)[1] - 1), torch.finfo(matrix.dtype).tiny)
+    scale = 1.0 if _SAFE[0] < largest < _SAFE[1] else _power_of_two(largest, matrix)
     with torch.autocast(matrix.device.type, enabled=False):
-        scaled = matrix / scale
+        scaled = matrix if scale == 1 else matrix / scale
         # Not Gram-Schmidt: it divides by the norm of what is left of a column, which is 0 / 0 for
         # a zero or parallel one. Householder's reflections complete the basis instead.
         p = torch.linalg.qr(scaled @ start).Q
         q = scaled.t() @ p
-    # A column of zeros would stay one for ever.
-    missing = q.abs().amax(0) == 0
-    next_start = torch.where(missing, _gaussian(q), q) if bool(missing.any()) else q
-    return p, q * scale, next_start
+    return p, q * scale, _next_start(q)
+
+
+def _next_start(q: Tensor) -> Tensor:
+    columns = q.abs().amax(0)
+    largest = columns.max().item()
+    # About one in size, or the products of the next step would vanish; without rounding.
+    start = q / _power_of_two(largest, q) if largest else q
+    missing = columns == 0  # such a column would stay zero for ever
+    return torch.where(missing, _gaussian(q), start) if bool(missing.any()) else start
+
+
+def _power_of_two(magnitude: float, like: Tensor) -> float:
+    """The largest one that is no larger, and a normal number in the dtype of ``like``."""
+    return max(math.ldexp(1.0, math.frexp(magnitude)[1] - 1), torch.finfo(like.dtype).tiny)
