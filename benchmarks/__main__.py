@@ -20,6 +20,7 @@ NAMES = (
     "attack_cost",
     "hundred_classes",
     "knowledge",
+    "fuzz_wire",
 )
 
 

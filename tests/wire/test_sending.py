@@ -35,7 +35,7 @@ def released(transform: GradTransform, rounds: int = 1) -> tuple[Named, GuardedO
         for p in model.parameters():
             p.grad = torch.randn(p.shape)
         message = optimizer.release()
-        assert isinstance(message, dict)
+    assert isinstance(message, dict)
     return message, optimizer
 
 
