@@ -74,7 +74,8 @@ class CommHook:
 
     Guarantees:
 
-    - every rank gets the same average, to the last bit; with ``Identity()`` that of DDP without
+    - every rank gets the same average, to the last bit if the backend's all-reduce gives it so,
+      as gloo's does, and always with ``exchange="wire"``; with ``Identity()`` that of DDP without
       a hook, up to the order of summation;
     - residuals and random streams are each rank's own; two ranks with one stream are refused;
     - if any rank sees NaN or infinity, or its transform raises, all ranks raise a RuntimeError
@@ -87,6 +88,8 @@ class CommHook:
     Not guaranteed: differential privacy; ``Defense.attach`` refuses DDP with ``dp``. Other ranks
     see what this one sends with ``"wire"``; with ``"dense"`` they see the average, and with two
     ranks hence all of it. Gradients accumulated under ``no_sync`` are transformed once, summed.
+    DDP itself broadcasts buffers, such as rank 0's BatchNorm statistics, as they are. Under
+    ``join()`` a rank without data sends what the transform makes of zeros.
     Use a plain optimizer: one guarded with the same transform would apply it again, to the
     average, and a random transform in it would drive the ranks apart.
     """
@@ -111,6 +114,7 @@ class CommHook:
         self._group = model.process_group if isinstance(model, DistributedDataParallel) else None
         self._params: list[Tensor] | NamedParameters | None = None
         self._state: State = {}
+        self.message_bytes = 0  # of this rank's last message, where messages are bytes
         self._held = HeldBuckets()
         if model is not None:
             self._begin(trained(model))
@@ -206,7 +210,7 @@ class CommHook:
             else:
                 self._average(held, message, reports, group=group)
                 held.multiply(scale or 1.0)
-                self._state = message.state
+                self._state, self.message_bytes = message.state, len(message.encoded)
         except BaseException:  # such as a rank that died: no raw gradient may stay behind
             held.discard()
             raise

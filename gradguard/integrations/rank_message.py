@@ -14,7 +14,7 @@ from gradguard.core import Grads, GradTransform, State
 from gradguard.finite import NonFiniteGradientError, check_finite
 from gradguard.guard_checks import check_form
 from gradguard.routing import NamedParameters, named_parameters
-from gradguard.wire import encode
+from gradguard.wire.sending import encode_stated
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,15 @@ def transformed(
         check_form(transform, raw, sent)
         check_finite(sent)
         sent, new = unaliased([*sent], memory=storages(raw)), unaliased(new, memory=storages(raw))
-        encoded = b"" if names is None else encode(present(sent, names))
+        encoded = b"" if names is None else _encoded(sent, new, names)
     except Exception as error:
         return RankMessage([], {}, error=error)
     return RankMessage(sent, new, encoded)
 
 
-def present(grads: Grads, names: tuple[str, ...]) -> dict[str, Tensor]:
-    """A message by name; parameters without gradient are not in it."""
-    return {name: g for name, g in zip(names, grads, strict=True) if g is not None}
+def _encoded(grads: Grads, state: State, names: tuple[str, ...]) -> bytes:
+    message = {name: g for name, g in zip(names, grads, strict=True) if g is not None}
+    return encode_stated(message, state, names=names)
 
 
 def reason(error: Exception, params: Sequence[Tensor]) -> str:

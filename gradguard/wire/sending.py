@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from gradguard.core import State
 from gradguard.wire.encoder import encode
 
 if TYPE_CHECKING:
@@ -43,8 +44,23 @@ def encode_release(
     >>> len(wire.encode_release(message, optimizer)) < 0.1 * len(wire.encode(message))
     True
     """
-    seeds = [int(seed) % 2**64 for seed in _found("mask_seed", optimizer.guard_state)]  # signed
-    factors = _factors(optimizer)
+    names = optimizer.names or ()
+    return encode_stated(message, optimizer.guard_state, names=names, portable=portable)
+
+
+def encode_stated(
+    message: Mapping[str, Tensor], state: State, *, names: Sequence[str], portable: bool = False
+) -> bytes:
+    """As :func:`encode_release`, with the state after ``update`` in place of a guard.
+
+    Args:
+        message: What ``update`` returned, by name.
+        state: What it returned as well.
+        names: Of all parameters, in the state's order; empty if the state has none of them.
+        portable: As for :func:`gradguard.wire.encode`.
+    """
+    seeds = [int(seed) % 2**64 for seed in _found("mask_seed", state)]  # signed
+    factors = _factors(state, names)
     # Of several masks each covers the message and says more than is left of it: perhaps too much.
     tried = seeds if len(seeds) == 1 else [None, *seeds]
     return min(
@@ -53,11 +69,11 @@ def encode_release(
     )
 
 
-def _factors(optimizer: GuardedOptimizer) -> dict[str, tuple[Tensor, Tensor]]:
+def _factors(state: State, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
     """By name, for every parameter that a transform left as a product."""
     products: dict[str, tuple[Tensor, Tensor]] = {}
-    for entries in _found("factors", optimizer.guard_state):
-        for name, pair in zip(optimizer.names or (), entries, strict=True):
+    for entries in _found("factors", state) if names else ():
+        for name, pair in zip(names, entries, strict=True):
             if bool(pair["q"].any()):  # zeros where another transform has had the parameter
                 products[name] = (pair["p"], pair["q"])
     return products

@@ -19,6 +19,7 @@ from gradguard import (
     Grads,
     GradTransform,
     Identity,
+    KeepRandomK,
     KeepTopK,
     LowRank,
     NamedParameters,
@@ -52,6 +53,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "wire": {"bucket_cap_mb": 0.005, "exchange": "wire"},
 }
 STEPS = 5
+_DENSE = 4 * sum(p.numel() for p in two_ranks.model().parameters())  # bytes
 
 
 def _wrapped(**options: Any) -> DistributedDataParallel:
@@ -355,6 +357,23 @@ def special_passes(rank: int) -> dict[str, Any]:
     ddp.register_comm_hook(None, comm_hook(ClipByGlobalNorm(1.0), exchange="wire"))
     _step(ddp, 1.0 + rank, rank == 0)
     results["one message shorter"] = flat(p.grad for p in ddp.parameters())
+    for transform in (KeepRandomK(0.1), LowRank(2)):
+        ddp, hook = _hooked(transform, exchange="wire")
+        loss_of(ddp, rank, 0).backward()  # type: ignore[no-untyped-call]
+        results[f"bytes of {type(transform).__name__}"] = hook.message_bytes
+    ddp, _ = _hooked(ErrorFeedback(KeepTopK(0.1)), bucket_cap_mb=0.005)
+    with ddp.join():  # rank 1 has two more batches
+        _train(ddp, rank, range(2 + 2 * rank))
+    results["joined"] = flat(ddp.parameters())
+    wrong: list[Any] = ["group", dist.new_group([0, 1])]
+    results["states"] = []
+    for state in wrong:
+        ddp = DistributedDataParallel(_Forked())
+        ddp.register_comm_hook(state, comm_hook(Identity(), model=ddp))
+        try:
+            _step(ddp, 1.0, True)
+        except (TypeError, ValueError) as error:
+            results["states"].append(str(error))
     ddp = DistributedDataParallel(_Forked())
     hook = comm_hook(Identity(), model=two_ranks.model())
     ddp.register_comm_hook(None, hook)
@@ -388,6 +407,13 @@ def test_unused_parameters_accumulation_and_hooks_without_a_model(tmp_path: Path
         half = torch.cat([whole[0] / whole[0].norm() / 2])
         half[:8] += whole[1][:8] / whole[1][:8].norm() / 2
         torch.testing.assert_close(found["one message shorter"], half)
+        assert 0 < found["bytes of KeepRandomK"] < 0.15 * _DENSE
+        assert 0 < found["bytes of LowRank"] < 0.2 * _DENSE
+        assert torch.equal(found["joined"], both[0]["joined"])
+        assert [told[:20] for told in found["states"]] == [
+            "register_comm_hook(s",
+            "the process group gi",
+        ]
         assert "gradients of 4 parameters, of which 0 are among the 6" in found["wrong model"], rank
 
 
@@ -443,6 +469,13 @@ def test_routing_by_name_needs_the_model() -> None:
     names = trained(two_ranks.model())
     assert isinstance(names, NamedParameters)
     assert names.names[:2] == ("0.weight", "0.bias")
+
+
+def test_parameters_that_ddp_averages_without_asking_the_hook_are_refused() -> None:
+    ddp = two_ranks.model()
+    ddp._delay_all_reduce_params = [ddp[0].weight]  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="their raw gradients would be sent"):
+        comm_hook(Sign(), model=ddp)
 
 
 def test_a_checkpoint_without_the_model_is_refused() -> None:
