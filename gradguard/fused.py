@@ -99,12 +99,12 @@ def send_(
         grad.zero_()
         if len(values):
             where = stretch.positions.to(grad.device)
-            grad[where] = values
+            grad.scatter_(0, where, values)
             owed = past[-1]
             # Not zero: what rounding to the gradient's dtype takes away is owed as well.
-            owed[where] = stretch.values.to(owed) - values.to(owed)
+            owed.scatter_(0, where, stretch.values.to(owed) - values.to(owed))
             for index in rule.forgets:
-                past[index][where] = 0.0
+                past[index].index_fill_(0, where, 0.0)
     return state
 
 

@@ -195,7 +195,7 @@ def _fill(grads: Grads, chosen: Sequence[Stretch]) -> None:
     for stretch in chosen:
         if len(stretch.positions):
             target = flat[stretch.index][stretch.start : stretch.stop]
-            target[stretch.positions.to(target.device)] = stretch.values.to(target)
+            target.scatter_(0, stretch.positions.to(target.device), stretch.values.to(target))
 
 
 def _dense(grads: Grads) -> Grads:
