@@ -31,6 +31,7 @@ from gradguard import (
     chain,
 )
 from gradguard.integrations.ddp import CommHook, Exchange, comm_hook
+from gradguard.integrations.held_buckets import in_layout_of
 from gradguard.integrations.rank_message import trained
 from gradguard.randomness import reseeded
 from tests.integrations import two_ranks
@@ -454,6 +455,47 @@ def test_with_a_scaler_the_transform_sees_true_gradients_and_overflow_skips_the_
             assert found[f"scale {scale}"] == scale / 2
             assert torch.equal(found[f"params {scale}"], both[0][f"params {scale}"])
         assert torch.equal(found["params 1.0"], found["params 1024.0"])
+
+
+def three(rank: int) -> dict[str, Any]:
+    results: dict[str, Any] = {}
+    exchanges: tuple[Exchange, ...] = ("dense", "wire")
+    for exchange in exchanges:
+        ddp, _ = _hooked(Identity(), exchange=exchange)
+        loss_of(ddp, rank, 0).backward()  # type: ignore[no-untyped-call]
+        results[exchange] = flat(p.grad for p in ddp.parameters())
+    net = two_ranks.model()
+    loss_of(net, rank, 0).backward()  # type: ignore[no-untyped-call]
+    results["own"] = flat(p.grad for p in net.parameters())
+    return results
+
+
+@pytest.mark.slow
+def test_three_ranks_get_one_mean_by_either_exchange(tmp_path: Path) -> None:
+    found = two_ranks.run(three, tmp_path, ranks=3)
+    mean = torch.stack([f["own"] for f in found]).double().mean(0).float()
+    for exchange in ("dense", "wire"):
+        assert all(torch.equal(f[exchange], found[0][exchange]) for f in found)
+        torch.testing.assert_close(found[0][exchange], mean, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (0, 2), (4, 3, 2, 2)])
+def test_a_gradient_is_found_in_a_bucket_in_the_layout_of_its_parameter(
+    shape: tuple[int, ...],
+) -> None:
+    param = torch.empty(shape)
+    for laid in (param, param.to(memory_format=torch.channels_last) if len(shape) == 4 else param):
+        buffer = torch.zeros(laid.numel() + 5)
+        grad = torch.randn(shape)
+        flat_grad = torch.empty_strided(laid.shape, laid.stride()).copy_(grad)
+        buffer[5:] = flat_grad.as_strided((laid.numel(),), (1,))
+        assert torch.equal(in_layout_of(laid, buffer, offset=5), grad)
+
+
+def test_a_parameter_with_gaps_in_memory_has_its_gradient_row_by_row() -> None:
+    param = torch.empty(4, 6)[:, ::2]
+    buffer = torch.arange(14.0)
+    assert torch.equal(in_layout_of(param, buffer, offset=2), buffer[2:].view(4, 3))
 
 
 def test_a_transform_that_is_none_and_an_unknown_exchange_are_refused() -> None:
