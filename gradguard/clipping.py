@@ -7,26 +7,62 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gradguard.core import Grads, Reads, State
-from gradguard.elementwise import map_present
-from gradguard.finite import check_finite
+from gradguard.elementwise import copied
+from gradguard.finite import check_finite, check_real, magnitudes
+from gradguard.memory_order import in_memory_order
+
+_ROW = 256  # squares are summed in single precision this far, and in double precision beyond
+_SHORT = 4096  # below, double precision throughout is as quick
 
 
 def global_norm(grads: Grads) -> float:
     """L2 norm of all gradients taken together; absent ones count as zero.
 
-    Squares accumulate in float64, so half and single precision never overflow.
+    Squares are summed in double precision, or in single precision over few of them, so that no
+    dtype overflows or loses small coordinates beside large ones. NaN and infinity come out as such.
 
     >>> global_norm([torch.tensor([3.0]), None, torch.tensor([[4.0]])])
     5.0
     """
-    norms = [
-        torch.linalg.vector_norm(g, dtype=torch.float64).item() for g in grads if g is not None
-    ]
+    present = [g for g in grads if g is not None and g.numel()]
+    norm = _combined([part for grad in present for part in _in_rows(grad)])
+    # Squares of single precision overflow beyond 1e19 and vanish below 1e-19.
+    return norm if 1e-10 < norm < 1e18 else _combined(present)
+
+
+def _combined(parts: Sequence[Tensor]) -> float:
+    # Not for a whole gradient if it can be helped: torch converts a long tensor slowly.
+    norms = [torch.linalg.vector_norm(part, dtype=torch.float64).item() for part in parts]
     return math.hypot(*norms)  # hypot scales by itself: no overflow while the parts are finite
+
+
+def _in_rows(grad: Tensor) -> list[Tensor]:
+    """Few numbers with the same norm: those of rows of 256 coordinates, and the rest."""
+    flat = in_memory_order(grad)
+    if grad.dtype != torch.float32 or grad.numel() < _SHORT or flat is None:
+        return [grad]
+    even = len(flat) // _ROW * _ROW
+    return [torch.linalg.vector_norm(flat[:even].view(-1, _ROW), dim=1), flat[even:]]
+
+
+def _scale_(grads: Sequence[Tensor], scale: float) -> None:
+    """Multiply in place, by the next smaller factor where ``scale`` has to be rounded."""
+    single = np.float32(scale)
+    if single > scale:
+        single = np.nextafter(single, np.float32(0))
+    # A small bound over a huge norm is below float32's range, and far below that of float16.
+    direct = {torch.float64: scale, torch.float32: float(single) if scale > 1e-30 else 0.0}
+    for dtype, factor in direct.items():
+        if factor and (group := [g for g in grads if g.dtype == dtype]):
+            torch._foreach_mul_(group, factor)
+    for grad in grads:
+        if not direct.get(grad.dtype):
+            grad.copy_(grad.double().mul_(scale))
 
 
 @dataclass(frozen=True)
@@ -60,19 +96,24 @@ class ClipByGlobalNorm:
         return {}
 
     def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
-        check_finite(grads)
+        return self.update_(copied(grads), state)
+
+    def update_(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        check_real(grads)
         norm = global_norm(grads)
+        if not math.isfinite(norm):
+            check_finite(grads)
         if norm <= self.max_norm:
-            return list(grads), state
+            return grads, state
+        present = [g for g in grads if g is not None]
         if math.isinf(norm):  # float64 gradients beyond 1e154: their squares overflow
-            largest = max(g.abs().max().item() for g in grads if g is not None and g.numel())
-            scaled = global_norm([None if g is None else g / largest for g in grads])
-            # Two factors, because largest * scaled may overflow where each of them does not.
-            factor = self.max_norm / scaled
-            return map_present(lambda g: g / largest * factor, grads), state
-        # In float64: the ratio of a small bound to a huge norm is below float32's range.
-        scale = self.max_norm / norm
-        return map_present(lambda g: (g.double() * scale).to(g.dtype), grads), state
+            largest = max(magnitudes(grads))
+            for grad in present:
+                grad.div_(largest)
+            # Two factors, because largest * norm may overflow where each of them does not.
+            norm = global_norm(grads)
+        _scale_(present, self.max_norm / norm)
+        return grads, state
 
 
 @dataclass(frozen=True)
@@ -104,17 +145,21 @@ class ClipByValue:
         return {}
 
     def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
-        check_finite(grads)
-        return [None if g is None else _clamped(g, self.max_abs) for g in grads], state
+        return self.update_(copied(grads), state)
+
+    def update_(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        for grad, largest in zip(grads, magnitudes(grads), strict=True):
+            if grad is not None and largest > (limit := _limit(self.max_abs, grad.dtype)):
+                grad.clamp_(-limit, limit)
+        return grads, state
 
 
-def _clamped(grad: Tensor, max_abs: float) -> Tensor:
+def _limit(max_abs: float, dtype: torch.dtype) -> float:
     # The bound itself rounds, and clamp would round it to nearest: a hair above it, at times.
-    bound = torch.tensor(min(max_abs, torch.finfo(grad.dtype).max), dtype=torch.float64)
-    rounded = bound.to(grad.dtype)
+    bound = torch.tensor(min(max_abs, torch.finfo(dtype).max), dtype=torch.float64)
+    rounded = bound.to(dtype)
     if rounded > bound:
         # One step down in the dtype itself: positive numbers are ordered as their bits are.
-        words = {2: torch.int16, 4: torch.int32}[grad.dtype.itemsize]
-        rounded = (rounded.view(words) - 1).view(grad.dtype)
-    limit = rounded.item()
-    return grad.clamp(-limit, limit)
+        words = {2: torch.int16, 4: torch.int32}[dtype.itemsize]
+        rounded = (rounded.view(words) - 1).view(dtype)
+    return rounded.item()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gradguard.core import Grads
+from gradguard.memory_order import in_memory_order
 
 
 class NonFiniteGradientError(ArithmeticError):
@@ -76,13 +77,42 @@ def check_finite(grads: Grads) -> None:
 infinity; expected finite numbers. Skip this batch (GradScaler does so by itself on overflow), \
 or lower the learning rate
     """
+    check_real(grads)
     for index, grad in enumerate(grads):
-        if grad is None:
-            continue
-        if not grad.is_floating_point():
+        if grad is not None and not is_finite(grad):
+            raise NonFiniteGradientError(index)
+
+
+def check_real(grads: Grads) -> None:
+    """Raise ``TypeError`` for a gradient that is complex or integer."""
+    for index, grad in enumerate(grads):
+        if grad is not None and not grad.is_floating_point():
             raise TypeError(
                 f"the gradient of parameter {index} has dtype {grad.dtype}; expected real floating "
                 "point numbers. Leave this parameter out of the optimizer"
             )
-        if not is_finite(grad):
+
+
+def magnitudes(grads: Grads) -> list[float]:
+    """The largest magnitude in each gradient, and 0 where there is none; checks as it goes.
+
+    Raises:
+        NonFiniteGradientError: A gradient contains NaN or infinity.
+        TypeError: A gradient is complex or integer.
+
+    >>> magnitudes([torch.tensor([1.0, -3.0]), None, torch.zeros(0)])
+    [3.0, 0.0, 0.0]
+    """
+    check_real(grads)
+    found = []
+    for index, grad in enumerate(grads):
+        if grad is None or grad.numel() == 0:
+            found.append(0.0)
+            continue
+        flat = in_memory_order(grad)
+        # One pass, where abs().max() takes three. Both are NaN if one element is.
+        low, high = (x.item() for x in torch.aminmax(grad if flat is None else flat))
+        if not (math.isfinite(low) and math.isfinite(high)):
             raise NonFiniteGradientError(index)
+        found.append(max(abs(low), abs(high)))
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,8 +11,12 @@ import torch
 from torch import Tensor
 
 from gradguard.core import Grads, Reads, State
-from gradguard.elementwise import map_present
+from gradguard.elementwise import copied, overwrite
+from gradguard.finite import magnitudes
 from gradguard.randomness import fresh_rng, generator
+from gradguard.scratch import CHUNK, scratch
+
+_CPU = torch.device("cpu")  # draws are the same on every device
 
 
 @dataclass(frozen=True)
@@ -48,13 +52,18 @@ class AddGaussian:
         return {"rng": fresh_rng()}
 
     def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        return self.update_(copied(grads), state)
+
+    def update_(self, grads: Grads, state: State) -> tuple[Grads, State]:
         rng = generator(state["rng"])
 
-        def noised(grad: Tensor) -> Tensor:
-            noise = torch.randn(grad.shape, generator=rng, dtype=grad.dtype).mul_(self.stddev)
-            return grad + noise.to(grad.device)
+        def draw(size: int, dtype: torch.dtype) -> Tensor:
+            noise = scratch("noise", size, dtype, device=_CPU)
+            return noise.normal_(generator=rng).mul_(self.stddev)
 
-        return map_present(noised, grads), {"rng": rng.get_state()}
+        # Sixteen deviations: double precision has no number whose logarithm gives nine.
+        _add_(grads, draw, most=16 * self.stddev)
+        return grads, {"rng": rng.get_state()}
 
 
 @dataclass(frozen=True)
@@ -90,22 +99,40 @@ class AddLaplace:
         return {"rng": fresh_rng()}
 
     def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        return self.update_(copied(grads), state)
+
+    def update_(self, grads: Grads, state: State) -> tuple[Grads, State]:
         rng = generator(state["rng"])
 
-        def noised(grad: Tensor) -> Tensor:
-            noise = _laplace(grad.shape, rng).mul_(self.scale)
-            return grad + noise.to(device=grad.device, dtype=grad.dtype)
+        def draw(size: int, dtype: torch.dtype) -> Tensor:
+            return _laplace(size, rng).mul_(self.scale).to(dtype)
 
-        return map_present(noised, grads), {"rng": rng.get_state()}
+        # 40 scales: double precision has no number whose logarithm gives 37.
+        _add_(grads, draw, most=40 * self.scale)
+        return grads, {"rng": rng.get_state()}
 
 
-def _laplace(shape: torch.Size, rng: torch.Generator) -> Tensor:
+def _laplace(size: int, rng: torch.Generator) -> Tensor:
     # Not Tensor.exponential_: where torch is built with MKL it takes one 32-bit word of the
     # generator to seed another one, and the noise would have 2**32 possible values in all.
-    uniform = torch.rand(shape, generator=rng, dtype=torch.float64).mul_(2)
+    uniform = scratch("noise", size, torch.float64, device=_CPU)
+    uniform.uniform_(generator=rng).mul_(2)
     positive = uniform < 1
     magnitude = torch.log1p(-torch.where(positive, uniform, uniform - 1))  # of a value in [0, 1)
     return torch.where(positive, -magnitude, magnitude)
+
+
+def _add_(grads: Grads, draw: Callable[[int, torch.dtype], Tensor], *, most: float) -> None:
+    """Add what ``draw`` gives, which is no larger than ``most``, in the order of the indices."""
+    for index, (grad, largest) in enumerate(zip(grads, magnitudes(grads), strict=True)):
+        if grad is None:
+            continue
+
+        def add_(piece: Tensor) -> None:
+            for part in torch.split(piece, CHUNK):  # an accelerator's piece may be longer
+                part.add_(draw(len(part), part.dtype).to(part.device))
+
+        overwrite(grad, add_, index=index, most=largest + most, row_major=True)
 
 
 def _check_scale(name: str, value: float) -> None:

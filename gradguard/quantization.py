@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gradguard.core import Grads, Reads, State
-from gradguard.elementwise import map_present
+from gradguard.elementwise import copied, overwrite
+from gradguard.finite import magnitudes
+from gradguard.random_words import sixteen_bits, words_from
 from gradguard.randomness import fresh_rng, generator
+from gradguard.scratch import scratch
 
 
 @dataclass(frozen=True)
@@ -24,9 +29,14 @@ class Quantize:
 
     Guarantees:
 
-    - the expected output is the gradient;
+    - the expected output is the gradient, up to ``2**-16`` of the distance between two levels:
+      chances of rounding up are multiples of ``2**-16``, the nearest one;
+    - ``m``, ``-m`` and, from two bits on, zero come out exactly;
     - a coordinate takes at most ``2**bits`` values, all within ``[-m, m]``;
     - a tensor of zeros stays zero.
+
+    A coordinate nearer to zero than ``2**-17`` of that distance is therefore never sent; without
+    that grid it would be sent less than once in 131,072 steps.
 
     The paper scales by the L2 norm; the largest magnitude, which its experiments use, gives less
     variance on long tensors. It does not hide labels.
@@ -55,22 +65,60 @@ class Quantize:
         return {"rng": fresh_rng()}
 
     def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        return self.update_(copied(grads), state)
+
+    def update_(self, grads: Grads, state: State) -> tuple[Grads, State]:
         rng = generator(state["rng"])
-        return map_present(lambda g: _rounded(g, self.bits, rng), grads), {"rng": rng.get_state()}
+        words = words_from(rng)
+        for index, (grad, largest) in enumerate(zip(grads, magnitudes(grads), strict=True)):
+            if grad is not None:
+                change = partial(_round_, bits=self.bits, largest=largest, words=words)
+                overwrite(grad, change, index=index, most=largest)
+        return grads, {"rng": rng.get_state()}
 
 
-def _rounded(grad: Tensor, bits: int, rng: torch.Generator) -> Tensor:
-    largest = grad.abs().max()
+def _round_(piece: Tensor, *, bits: int, largest: float, words: np.random.SFC64) -> None:
+    """Replace a piece of a tensor by its levels, in units of gradient."""
+    draw = sixteen_bits(words, len(piece)).to(piece.device)
     if largest == 0:
-        return grad
-    draw = torch.rand(grad.shape, generator=rng, dtype=grad.dtype).to(grad.device)
-    share = grad / largest  # in [-1, 1] exactly: |x| <= m, and division rounds to nearest
+        piece.zero_()
+        return
+    steps = 0.5 if bits == 1 else 2 ** (bits - 1) - 1
+    # Level plus draw must be exact. In single precision it is up to 127 steps: seven bits of level
+    # and sixteen of draw, and half a unit more so that the sum never lies on a level itself.
+    exact = piece.dtype if steps <= 127 else torch.float64
+    levels = piece
+    if exact != piece.dtype:
+        levels = scratch("quantization.levels", len(piece), exact, device=piece.device).copy_(piece)
+    scaled_(levels, steps=steps, largest=largest)
+    unit = 2.0**-16
+    chance = scratch("quantization.chance", len(piece), exact, device=piece.device).copy_(draw)
+    levels.add_(0.5 + unit / 2 + (0.5 if bits == 1 else 0.0)).add_(chance, alpha=unit).floor_()
+    if levels is not piece:
+        piece.copy_(levels)
     if bits == 1:
-        return torch.where(draw * 2 < 1 + share, largest, -largest)
-    steps = 2 ** (bits - 1) - 1
-    below = torch.floor(share * steps)
-    # Not floor(share * steps + draw): that sum rounds, at times up to an integer past the top.
-    level = below + (draw < share * steps - below)
-    # Not level * (largest / steps): that quotient underflows, and its product exceeds largest.
-    value: Tensor = level / steps * largest
-    return value
+        piece.mul_(2).sub_(1).mul_(largest)
+    else:
+        unscaled_(piece, steps=steps, largest=largest)
+
+
+def scaled_(piece: Tensor, *, steps: float, largest: float) -> None:
+    """Divide by ``largest`` and multiply by ``steps``, in place.
+
+    ``largest`` itself becomes ``steps``, exactly for more than 31 of them and up to rounding else.
+    """
+    factor = steps / largest
+    if steps <= 31 and factor < 1e30:  # beyond, the factor itself may be infinite
+        piece.mul_(factor)
+    else:
+        # By a tensor: with a number, an accelerator multiplies by the reciprocal.
+        piece.div_(torch.tensor(largest, dtype=piece.dtype, device=piece.device)).mul_(steps)
+
+
+def unscaled_(piece: Tensor, *, steps: float, largest: float) -> None:
+    """The value of whole levels, in place: ``level / steps * largest``, rounded twice.
+
+    In this order: ``largest / steps`` underflows, and its multiple exceeds ``largest`` at times.
+    The wire format knows a tensor of levels by these very values.
+    """
+    piece.div_(torch.tensor(steps, dtype=piece.dtype, device=piece.device)).mul_(largest)

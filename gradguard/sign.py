@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from gradguard.core import Grads, Reads, State
-from gradguard.elementwise import map_present
+from gradguard.elementwise import copied, does_not_fit, overwrite, pieces
+from gradguard.finite import NonFiniteGradientError, check_real, is_finite
+from gradguard.memory_order import in_memory_order
+from gradguard.scratch import scratch
 
 
 @dataclass(frozen=True)
@@ -38,10 +43,36 @@ class Sign:
         return {}
 
     def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
-        return map_present(_scaled_sign, grads), state
+        return self.update_(copied(grads), state)
+
+    def update_(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        check_real(grads)
+        means = [0.0 if g is None else _mean_magnitude(g, index=i) for i, g in enumerate(grads)]
+        for index, (grad, mean) in enumerate(zip(grads, means, strict=True)):
+            if grad is not None:
+                overwrite(grad, partial(_scale_signs_, by=mean), index=index, most=mean)
+        return grads, state
 
 
-def _scaled_sign(grad: Tensor) -> Tensor:
-    # In float64: a float32 sum of large magnitudes overflows, and the mean of tiny ones vanishes.
-    mean = grad.abs().mean(dtype=torch.float64).to(grad.dtype)
-    return torch.sign(grad) * mean
+def _scale_signs_(piece: Tensor, *, by: float) -> None:
+    piece.sign_().mul_(by)
+
+
+def _mean_magnitude(grad: Tensor, *, index: int) -> float:
+    flat = in_memory_order(grad)
+    if grad.numel() == 0:
+        return 0.0
+    if flat is None or grad.dtype.itemsize < 4:
+        flat = grad.reshape(-1).to(torch.float64)
+    total = 0.0
+    for piece in pieces(flat):
+        held = scratch("sign.magnitude", len(piece), piece.dtype, device=piece.device)
+        total += torch.abs(piece, out=held).sum().item()
+    if not math.isfinite(total):
+        if not is_finite(grad):
+            raise NonFiniteGradientError(index)
+        # A float32 sum of large magnitudes overflows, and then takes double precision.
+        total = grad.abs().sum(dtype=torch.float64).item()
+    if math.isinf(total):
+        raise does_not_fit(grad.dtype, index)
+    return total / grad.numel()

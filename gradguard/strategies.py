@@ -84,7 +84,7 @@ def _leaves() -> dict[str, SearchStrategy[GradTransform]]:
     st = _strategies_module()
     strength = st.floats(1e-3, 10.0)
     ratio = st.floats(0.01, 1.0)
-    formats = st.sampled_from(["float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"])
+    formats = st.sampled_from(["float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "int8"])
     fields: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
         "Identity": ((), {}),
         "ClipByGlobalNorm": ((strength,), {}),

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from gradguard.core import Grads, Reads, State
-from gradguard.elementwise import map_present
+from gradguard.elementwise import copied, overwrite
+from gradguard.finite import magnitudes
 from gradguard.randomness import fresh_rng, generator
+from gradguard.scratch import CHUNK, scratch
 
 
 @dataclass(frozen=True)
@@ -43,15 +46,28 @@ class Ternary:
         return {"rng": fresh_rng()}
 
     def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        return self.update_(copied(grads), state)
+
+    def update_(self, grads: Grads, state: State) -> tuple[Grads, State]:
         rng = generator(state["rng"])
+        for index, (grad, largest) in enumerate(zip(grads, magnitudes(grads), strict=True)):
+            if grad is not None:
+                change = partial(_ternary_, largest=largest, rng=rng)
+                overwrite(grad, change, index=index, most=largest, row_major=True)
+        return grads, {"rng": rng.get_state()}
 
-        def ternary(grad: Tensor) -> Tensor:
-            magnitude = grad.abs()
-            largest = magnitude.max()
-            draw = torch.rand(grad.shape, generator=rng, dtype=grad.dtype).to(grad.device)
-            # Strictly less: a draw of exactly 0 must not turn a zero coordinate into a level.
-            # A quotient, not draw * largest < magnitude: that product underflows to 0 < 0.
-            kept = (draw < magnitude / largest) if largest > 0 else torch.zeros_like(draw).bool()
-            return torch.where(kept, torch.copysign(largest, grad), 0.0)
 
-        return map_present(ternary, grads), {"rng": rng.get_state()}
+def _ternary_(piece: Tensor, *, largest: float, rng: torch.Generator) -> None:
+    for part in torch.split(piece, CHUNK):  # an accelerator's piece may be longer
+        draw = scratch("ternary.draw", len(part), part.dtype).uniform_(generator=rng)
+        if largest == 0:
+            part.zero_()
+            continue
+        share = torch.abs(
+            part, out=scratch("ternary.share", len(part), part.dtype, device=part.device)
+        )
+        # Strictly less: a draw of exactly 0 must not turn a zero coordinate into a level.
+        # A quotient, not draw * largest < magnitude: that product underflows to 0 < 0.
+        share.div_(torch.tensor(largest, dtype=part.dtype, device=part.device))
+        kept = torch.lt(draw.to(part.device), share, out=share)
+        part.sign_().mul_(kept).add_(0.0).mul_(largest)  # adding zero makes 0.0 of -0.0

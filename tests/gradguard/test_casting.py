@@ -5,6 +5,7 @@ from typing import get_args
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from gradguard import Cast, Grads, NonFiniteGradientError
@@ -20,7 +21,7 @@ def _sent(dtype: Format, grad: Tensor) -> Tensor:
     return out
 
 
-@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("dtype", get_args(Format))
 @given(grads())
 def test_a_second_cast_changes_nothing(dtype: Format, given_grads: Grads) -> None:
     once, _ = Cast(dtype).update(given_grads, {})
@@ -66,7 +67,54 @@ def test_an_unknown_format_is_refused() -> None:
 
 @pytest.mark.parametrize("dtype", get_args(Format))
 def test_a_value_too_small_for_the_format_becomes_a_zero_without_a_sign(dtype: Format) -> None:
-    (out,), _ = Cast(dtype).update([torch.tensor([-1e-44, 1e-44])], {})
-    assert out is not None
-    assert out.tolist() == [0.0, 0.0]
+    out = _sent(dtype, torch.tensor([-1e-44, 1e-44, -0.0, 1.0]))
+    assert out.tolist() == [0.0, 0.0, 0.0, 1.0]
     assert not bool(torch.signbit(out).any())
+
+
+def _numbers(narrow: torch.dtype) -> Tensor:
+    """Every finite number of an 8-bit format, as float32, sorted."""
+    numbers = torch.arange(256, dtype=torch.uint8).view(narrow).float()
+    found: Tensor = torch.unique(numbers[numbers.isfinite()])
+    return found
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+def test_eight_bits_are_rounded_as_torch_rounds_them_ties_and_neighbours_included(
+    dtype: Format,
+) -> None:
+    """Ours is done in arithmetic, several times faster: torch converts number by number."""
+    narrow = getattr(torch, dtype)
+    numbers = _numbers(narrow)
+    ties = ((numbers[1:].double() + numbers[:-1].double()) / 2).float()
+    beside = [torch.nextafter(ties, torch.tensor(float(to))) for to in (-1e30, 1e30)]
+    rng = torch.Generator().manual_seed(0)
+    spread = torch.randn(200_000, generator=rng) * 2.0 ** torch.randint(
+        -30, 6, (200_000,), generator=rng
+    )
+    grad = torch.cat([numbers, ties, *beside, spread]).clamp(numbers.min(), numbers.max())
+    assert torch.equal(_sent(dtype, grad), grad.to(narrow).float())
+
+
+def test_int8_is_127_steps_to_the_largest_magnitude_ties_to_even() -> None:
+    out = _sent("int8", torch.tensor([127.0, 1.4, 1.5, 2.5, -3.5, -127.0, 126.51]))
+    assert out.tolist() == [127.0, 1.0, 2.0, 2.0, -4.0, -127.0, 127.0]
+
+
+@given(st.integers(0, 1000), st.sampled_from([1e-44, 1e-30, 1.0, 3e38]))
+def test_int8_takes_the_nearest_of_255_values_and_keeps_the_largest(seed: int, size: float) -> None:
+    grad = torch.rand(300, generator=torch.Generator().manual_seed(seed)).mul(2).sub(1).mul(size)
+    out, largest = _sent("int8", grad).double(), grad.abs().max()
+    assert len(set(out.tolist())) <= 255
+    assert torch.equal(out.abs().max().float(), largest)
+    # A step of the smallest numbers is a step of float32 itself.
+    half_step = largest.double() / 127 / 2 * (1 + 1e-5) + 2.0**-149
+    assert bool(((out - grad.double()).abs() <= half_step).all())
+
+
+def test_int8_values_are_code_over_127_times_the_largest() -> None:
+    """The wire format knows a quantized tensor by this formula, operation by operation."""
+    grad = torch.randn(10_000, generator=torch.Generator().manual_seed(1))
+    largest = grad.abs().max()
+    codes = torch.round(grad.double() * 127 / largest.double()).float()
+    assert torch.equal(_sent("int8", grad), codes / 127 * largest)

@@ -93,3 +93,16 @@ def test_bounds_must_be_positive(value: float) -> None:
         ClipByGlobalNorm(value)
     with pytest.raises(ValueError, match="max_abs must be positive"):
         ClipByValue(value)
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e-20, 1e-9, 1.0, 1e17, 1e30])
+def test_the_norm_of_long_gradients_is_right_to_double_precision(scale: float) -> None:
+    """Rows of squares are summed in single precision, where that neither overflows nor vanishes."""
+    rng = torch.Generator().manual_seed(8)
+    given_grads: Grads = [torch.randn(n, generator=rng) * scale for n in (100_003, 5, 40_960)]
+    wide = torch.cat([g.double() for g in given_grads if g is not None])
+    exact = torch.linalg.vector_norm(wide).item()
+    assert global_norm(given_grads) == pytest.approx(exact, rel=1e-8)
+    (*out,), _ = ClipByGlobalNorm(exact / 3).update(given_grads, {})
+    clipped = torch.cat([g.double() for g in out if g is not None])
+    assert torch.linalg.vector_norm(clipped).item() == pytest.approx(exact / 3, rel=1e-7, abs=1e-43)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor
 
-from gradguard import Grads, GradTransform, Quantize, Sign, State, Ternary
+from gradguard import Grads, GradTransform, Quantize, Sign, State, Ternary, quantization
 from gradguard.elementwise import map_present
 from gradguard.randomness import generator
 from gradguard.testing import LawBrokenError, check_unbiased
@@ -92,6 +94,46 @@ def test_the_top_level_is_never_exceeded(bits: int) -> None:
 @given(st.sampled_from(UNBIASED), st.integers(1, 20))
 def test_a_zero_tensor_stays_zero(transform: GradTransform, n: int) -> None:
     assert not bool(_sent(transform, torch.zeros(n)).any())
+
+
+@dataclass(frozen=True)
+class Scripted:
+    """Random words that hold given draws, over and over."""
+
+    draws: Sequence[int]
+
+    def random_raw(self, size: int) -> NDArray[np.uint64]:
+        return np.resize(np.array(self.draws, dtype=np.int16), 4 * size).view(np.uint64)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 6, 7, 8, 9, 12, 16])
+@pytest.mark.parametrize("value", [1.0, -1.0, 0.0, 0.3, -0.7123, 2.0**-20, 0.49999, -1e-9])
+def test_chances_are_the_nearest_multiple_of_a_65536th(
+    bits: int, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over all 65,536 draws, each once, the mean is the gradient on that grid."""
+    monkeypatch.setattr(quantization, "words_from", lambda _: Scripted(range(-32768, 32768)))
+    spacing = 2.0 if bits == 1 else 1 / (2 ** (bits - 1) - 1)
+    grad = torch.full((65_540,), value)
+    grad[65_536:] = 1.0  # the largest
+    mean = _sent(Quantize(bits), grad)[:65_536].double().mean().item()
+    # The second part is single precision, in which the gradient is given.
+    assert abs(mean - grad[0].item()) <= spacing * (2**-17 + 2**-20) + 2**-24
+    if abs(value) == 1.0:
+        assert mean == value
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8, 16])
+@pytest.mark.parametrize("draw", [-32768, -1, 0, 32767])
+def test_the_largest_and_zero_come_out_exactly_with_the_least_and_the_greatest_draw(
+    bits: int, draw: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantization, "words_from", lambda _: Scripted([draw]))
+    for value in (1.0, 0.1, 3.3333333, 1e-42, 3.4e38, 7.77e-31):
+        grad = torch.tensor([value, -value, 0.0, -0.0])
+        out = _sent(Quantize(bits), grad)
+        assert torch.equal(out, grad)
+        assert not bool(torch.signbit(out[2:]).any())
 
 
 @pytest.mark.parametrize("value", [2.5, -2.5, 1e-44, -3.4e38])
