@@ -61,6 +61,15 @@ def comm_hook(
         scaler: The GradScaler of the training loop, if it has one. DDP communicates *before*
             ``scaler.unscale_``; without this argument noise would be weaker by the loss scale,
             and a clipping bound tighter.
+
+    Raises:
+        TypeError: ``transform`` is none.
+        ValueError: ``exchange`` is unknown; a pattern matches no parameter; DDP was built with
+            ``delay_all_reduce_named_params``, which it averages without asking a hook.
+
+    >>> from gradguard import Withhold
+    >>> comm_hook(Withhold("bias"), model=nn.Linear(2, 1))
+    comm_hook(Withhold(pattern='bias'), exchange='dense')
     """
     return CommHook(transform, model=model, exchange=exchange, scaler=scaler)
 
