@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from gradguard.wire.bit_packing import BLOCK
+from gradguard.wire.blocks import BLOCK
 from gradguard.wire.errors import WireError
 from gradguard.wire.formats import Bits
 

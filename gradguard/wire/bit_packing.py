@@ -8,16 +8,15 @@ of 1.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gradguard.wire.blocks import BLOCK
 from gradguard.wire.errors import WireError
 from gradguard.wire.formats import Bits
-
-BLOCK = 2**18
-"""Codes in one block; part of the format. The last block of a tensor may be shorter."""
 
 
 def code_dtype(bits: int) -> np.dtype[Any]:
@@ -83,11 +82,12 @@ def _unpacked(data: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
     return part
 
 
-def _parts(bits: int) -> list[tuple[int, int]]:
+@cache
+def _parts(bits: int) -> tuple[tuple[int, int], ...]:
     """Widths of the parts and where each begins."""
     parts, shift = [], 0
     for width in (8, 8, 4, 2, 1):
         if bits - shift >= width:
             parts.append((width, shift))
             shift += width
-    return parts
+    return tuple(parts)

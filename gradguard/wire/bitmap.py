@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from gradguard.scratch import scratch
-from gradguard.wire.bit_packing import BLOCK
+from gradguard.wire.blocks import blocks, buffer
 from gradguard.wire.compression import read_section, section
 from gradguard.wire.errors import WireError
 from gradguard.wire.formats import Bits
@@ -16,7 +14,7 @@ from gradguard.wire.reader import Reader
 
 def nonzero_mask(block: Bits) -> NDArray[np.bool_]:
     """Which values of a block are not zero, in memory that the next call uses again."""
-    mask: NDArray[np.bool_] = scratch("wire.mask", len(block), torch.bool).numpy()
+    mask = buffer("mask", len(block), bool)
     np.not_equal(block, 0, out=mask)
     return mask
 
@@ -25,11 +23,10 @@ def encode_bitmap(bits: Bits, *, portable: bool) -> tuple[bytes, Bits]:
     """The bitmap, and the values that are not zero."""
     packed = np.empty(-(-len(bits) // 8), dtype=np.uint8)
     kept = []
-    for start in range(0, len(bits), BLOCK):
-        block = bits[start : start + BLOCK]
-        mask = nonzero_mask(block)
-        packed[start // 8 : (start + BLOCK) // 8] = np.packbits(mask, bitorder="little")
-        kept.append(block[mask])
+    for at in blocks(len(bits)):
+        mask = nonzero_mask(bits[at])
+        packed[at.start // 8 : -(-at.stop // 8)] = np.packbits(mask, bitorder="little")
+        kept.append(bits[at][mask])
     return section(packed, portable=portable), np.concatenate(kept)
 
 

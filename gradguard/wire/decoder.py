@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from gradguard.random_coordinates import draw_coordinates
-from gradguard.wire import factors as low_rank
 from gradguard.wire.bitmap import decode_bitmap
 from gradguard.wire.byte_planes import decode_planes
 from gradguard.wire.envelope import opened
 from gradguard.wire.errors import WireError
+from gradguard.wire.factors import TAG as FACTORS
+from gradguard.wire.factors import decode_factors
 from gradguard.wire.formats import Bits, Format, tensor_of
 from gradguard.wire.header import Header, Record, Support, decode_header
 from gradguard.wire.indices import Indices, decode_indices
+from gradguard.wire.parallel import in_threads
 from gradguard.wire.reader import Reader
 from gradguard.wire.support import POOLED
 from gradguard.wire.values import codec_by_tag
@@ -53,14 +57,13 @@ def decode(
     header = decode_header(reader)
     _check_size(header, max_bytes)
     shared = _Shared(header, reader)
-    message = {}
+    tasks = []
     for record in header.records:
         own = Reader(reader.take(record.length, what=f"tensor {record.name!r}"))
-        bits = _decoded(own, record, shared)
-        own.finish(what=f"tensor {record.name!r}")
-        message[record.name] = tensor_of(bits, record.fmt, record.shape)
+        tasks.append(_task(own, record, shared))
     shared.finish()
-    return message
+    tensors = in_threads(_decoded, tasks, [record.size for record in header.records])
+    return {task.record.name: tensor for task, tensor in zip(tasks, tensors, strict=True)}
 
 
 def _check_size(header: Header, max_bytes: int) -> None:
@@ -120,26 +123,48 @@ class _Shared:
                 raise WireError(f"the pool of {fmt.name} holds values that belong to no tensor")
 
 
-def _decoded(own: Reader, record: Record, shared: _Shared) -> Bits:
-    if record.support is Support.ALL:
-        if record.tag == low_rank.TAG:
-            return low_rank.decode_factors(own, record.fmt, count=record.size)
-        dense = np.empty(record.size, dtype=record.fmt.bits)
-        codec_by_tag(record.tag).decode(own, record.fmt, out=dense)
-        return dense
-    where: Indices | NDArray[np.bool_]
+@dataclass(frozen=True)
+class _Task:
+    """A tensor, the bytes that are its alone, and its part of what several share."""
+
+    own: Reader
+    record: Record
+    where: Indices | NDArray[np.bool_] | None
+    pooled: Bits | None
+
+
+def _task(own: Reader, record: Record, shared: _Shared) -> _Task:
+    where: Indices | NDArray[np.bool_] | None = None
     if record.support is Support.BITMAP:
         where = decode_bitmap(own, size=record.size)
-        count = int(np.count_nonzero(where))
-    else:
+    elif record.support is not Support.ALL:
         where = shared.coordinates(record)
-        count = len(where)
-    # Not torch.zeros: numpy asks for large pages, and a first touch of them is far quicker.
-    bits = np.zeros(record.size, dtype=record.fmt.bits)
-    if record.tag == POOLED:
-        bits[where] = shared.values(record.fmt, count)
+    if where is None or record.tag != POOLED:
+        return _Task(own, record, where, None)
+    return _Task(own, record, where, shared.values(record.fmt, _count(where)))
+
+
+def _count(where: Indices | NDArray[np.bool_]) -> int:
+    return int(np.count_nonzero(where)) if where.dtype == np.bool_ else len(where)
+
+
+def _decoded(task: _Task) -> Tensor:
+    own, record, where = task.own, task.record, task.where
+    if where is None and record.tag == FACTORS:
+        bits = decode_factors(own, record.fmt, count=record.size)
+    elif where is None:
+        bits = np.empty(record.size, dtype=record.fmt.bits)
+        codec_by_tag(record.tag).decode(own, record.fmt, out=bits)
     else:
-        kept = np.empty(count, dtype=record.fmt.bits)
-        codec_by_tag(record.tag).decode(own, record.fmt, out=kept)
-        bits[where] = kept
-    return bits
+        # Not torch.zeros: numpy asks for large pages, and a first touch of them is far quicker.
+        bits = np.zeros(record.size, dtype=record.fmt.bits)
+        bits[where] = _kept(task) if task.pooled is None else task.pooled
+    own.finish(what=f"tensor {record.name!r}")
+    return tensor_of(bits, record.fmt, record.shape)
+
+
+def _kept(task: _Task) -> Bits:
+    assert task.where is not None
+    kept = np.empty(_count(task.where), dtype=task.record.fmt.bits)
+    codec_by_tag(task.record.tag).decode(task.own, task.record.fmt, out=kept)
+    return kept

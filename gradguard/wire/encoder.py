@@ -86,7 +86,8 @@ def encode(
         raise WireError(f"a message has at most {MOST_TENSORS} tensors, got {len(entries)}")
     coordinates = None if mask_seed is None else covering(mask_seed, [e.bits for e in entries])
     if mask_seed is not None and coordinates is not None:
-        found = list(_drawn(entries, coordinates))
+        with np.errstate(all="ignore"):
+            found = list(_drawn(entries, coordinates))
         return _written(entries, found, portable, seed=mask_seed, drawn=len(coordinates))
 
     def one(entry: _Entry) -> Coded:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gradguard.wire.bit_packing import BLOCK
+from gradguard.wire.blocks import blocks, buffer
 from gradguard.wire.errors import WireError
 from gradguard.wire.formats import (
     BFLOAT16,
@@ -26,7 +26,7 @@ from gradguard.wire.formats import (
     Parts,
     format_by_code,
 )
-from gradguard.wire.reader import Reader
+from gradguard.wire.reader import Reader, varint
 from gradguard.wire.sample import Sample
 
 TAG, NAME = 1, "narrowed"
@@ -47,19 +47,20 @@ def estimate(sample: Sample) -> float | None:
     return None if narrow is None else 8.0 * narrow.size
 
 
-def encode(sample: Sample) -> Parts | None:
+def encode(sample: Sample, *, bits: float) -> Parts | None:
     """The number of the narrower dtype and the values in it."""
-    tried, whole, fmt = _narrowest(sample), sample.whole, sample.fmt
-    for narrow in () if tried is None else _from(tried, fmt):
+    whole, fmt = sample.whole, sample.fmt
+    for narrow in _NARROWER[fmt]:
+        if 8 * narrow.size < bits:
+            continue
         out = np.empty(len(whole), dtype=narrow.bits)
-        for start in range(0, len(whole), BLOCK):
-            block = whole[start : start + BLOCK]
-            found = _narrow(block, fmt, narrow)
-            if not _holds(found, narrow, block, fmt):
+        for at in blocks(len(whole)):
+            found = _narrowed(whole[at], fmt, narrow)
+            if found is None:
                 break
-            out[start : start + BLOCK] = found
+            out[at] = found
         else:
-            return [bytes((narrow.code,)), out.view(np.uint8).data]
+            return [varint(narrow.code), out.view(np.uint8).data]
     return None
 
 
@@ -70,13 +71,8 @@ def decode(reader: Reader, fmt: Format, *, out: Bits) -> None:
         raise WireError(f"{fmt.name} is never narrowed to {narrow.name}")
     data = reader.take(len(out) * narrow.size, what="a list of narrowed values")
     values = np.frombuffer(data, dtype=narrow.bits)
-    for start in range(0, len(out), BLOCK):
-        out[start : start + BLOCK] = _wide(values[start : start + BLOCK], narrow, fmt)
-
-
-def _from(narrow: Format, fmt: Format) -> tuple[Format, ...]:
-    known = _NARROWER[fmt]
-    return known[known.index(narrow) :]
+    for at in blocks(len(out)):
+        out[at] = _wide(values[at], narrow, fmt)
 
 
 def _narrowest(sample: Sample) -> Format | None:
@@ -84,39 +80,44 @@ def _narrowest(sample: Sample) -> Format | None:
     if fmt.dtype.is_floating_point and sample.low_bits < _FREE_BITS.get(fmt, 0):
         return None  # the mantissa is longer than any that is narrower
     for narrow in _NARROWER.get(fmt, ()):
-        if _holds(_narrow(sample.values, fmt, narrow), narrow, sample.values, fmt):
+        if _narrowed(sample.values, fmt, narrow) is not None:
             return narrow
     return None
 
 
-def _holds(found: Bits, narrow: Format, bits: Bits, fmt: Format) -> bool:
-    """Whether widening gives the bits back, on this machine and on every other."""
+def _narrowed(bits: Bits, fmt: Format, narrow: Format) -> Bits | None:
+    """The values in the narrower dtype, if widening gives them back on every machine."""
+    if fmt == FLOAT32 and narrow == BFLOAT16:  # the upper half of the bits
+        part = buffer("half", len(bits), np.uint32)
+        np.bitwise_and(bits, 0xFFFF, out=part)
+        return None if part.any() else np.right_shift(bits, 16, out=part)
+    found = _narrow(bits, fmt, narrow)
     wide = _wide(found, narrow, fmt)
     # Machines differ in what becomes of the payload of a NaN.
-    return np.array_equal(wide, bits) and not np.isnan(wide.view(fmt.numbers)).any()
+    if np.isnan(wide.view(fmt.numbers)).any() or not np.array_equal(wide, bits):
+        return None
+    return found
 
 
 def _narrow(bits: Bits, fmt: Format, narrow: Format) -> Bits:
     """The values in the narrower dtype, rounded if they must be."""
-    with np.errstate(all="ignore"):
-        if narrow == BFLOAT16:
-            halves: Bits = (_in_float32(bits, fmt) >> 16).astype(np.uint16)
-            return halves
-        if narrow in (FLOAT8_E4M3FN, FLOAT8_E5M2):
-            eighths: Bits = _float8_by_bfloat16(narrow)[_in_float32(bits, fmt) >> 16]
-            return eighths
-        values: Bits = bits.view(fmt.numbers).astype(narrow.numbers)
-        return values.view(narrow.bits)
+    found: Bits
+    if narrow == BFLOAT16:
+        found = (_in_float32(bits, fmt) >> 16).astype(np.uint16)
+    elif narrow in (FLOAT8_E4M3FN, FLOAT8_E5M2):
+        found = _float8_by_bfloat16(narrow)[_in_float32(bits, fmt) >> 16]
+    else:
+        found = bits.view(fmt.numbers).astype(narrow.numbers).view(narrow.bits)
+    return found
 
 
 def _wide(bits: Bits, narrow: Format, fmt: Format) -> Bits:
     """The values in the wider dtype; exact, but for NaN, which no encoder narrows."""
-    with np.errstate(all="ignore"):
-        if narrow == BFLOAT16:
-            return _from_float32(bits.astype(np.uint32) << 16, fmt)
-        if narrow in (FLOAT8_E4M3FN, FLOAT8_E5M2):
-            return _from_float32(_float32_by_float8(narrow)[bits], fmt)
-        return bits.view(narrow.numbers).astype(fmt.numbers).view(fmt.bits)
+    if narrow == BFLOAT16:
+        return _from_float32(bits.astype(np.uint32) << 16, fmt)
+    if narrow in (FLOAT8_E4M3FN, FLOAT8_E5M2):
+        return _from_float32(_float32_by_float8(narrow)[bits], fmt)
+    return bits.view(narrow.numbers).astype(fmt.numbers).view(fmt.bits)
 
 
 def _in_float32(bits: Bits, fmt: Format) -> Bits:

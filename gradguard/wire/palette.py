@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from gradguard.wire import base3, bit_packing
-from gradguard.wire.bit_packing import BLOCK
+from gradguard.wire.blocks import BLOCK, blocks, buffer
 from gradguard.wire.errors import WireError
 from gradguard.wire.formats import Bits, Format, Parts
 from gradguard.wire.reader import Reader, varint
@@ -33,17 +33,17 @@ def estimate(sample: Sample) -> float | None:
     return packed + stored + (distinct > _COMPARED)
 
 
-def encode(sample: Sample) -> Parts | None:
+def encode(sample: Sample, *, bits: float) -> Parts | None:
     """The number of distinct values, the values, and every value's place among them."""
-    bits, palette = sample.whole, sample.distinct
+    whole, palette = sample.whole, sample.distinct
     for _ in range(_ATTEMPTS):
         if len(palette) > _MOST:
             return None
-        out = np.empty(_packed_size(len(bits), len(palette)), dtype=np.uint8)
-        missing = _pack_all(bits, palette, out)
+        out = np.empty(_packed_size(len(whole), len(palette)), dtype=np.uint8)
+        missing = _pack_all(whole, palette, out)
         if missing is None:
             head = varint(len(palette)) + palette.astype(sample.fmt.bits).tobytes()
-            return [head, out.data] if len(head) + len(out) < bits.nbytes else None
+            return [head, out.data] if len(head) + len(out) < whole.nbytes else None
         palette = np.unique(np.concatenate((palette, missing)))
     return None
 
@@ -58,16 +58,16 @@ def decode(reader: Reader, fmt: Format, *, out: Bits) -> None:
     data = np.frombuffer(
         reader.take(_packed_size(len(out), size), what="packed codes"), dtype=np.uint8
     )
-    codes = np.empty(min(BLOCK, len(out)), dtype=np.uint8)
-    at = 0
-    for start in range(0, len(out), BLOCK):
-        block = out[start : start + BLOCK]
-        here, end = codes[: len(block)], at + _packed_size(len(block), size)
-        _unpack(data[at:end], size, here)
+    codes = buffer("codes", min(BLOCK, len(out)), np.uint8)
+    start = 0
+    for at in blocks(len(out)):
+        block = out[at]
+        here, end = codes[: len(block)], start + _packed_size(len(block), size)
+        _unpack(data[start:end], size, here)
         if here.max() >= size:
             raise WireError(f"a code points to place {here.max()} of a palette of {size} values")
         _look_up(palette, here, out=block)
-        at = end
+        start = end
 
 
 def _look_up(palette: Bits, codes: Bits, *, out: Bits) -> None:
@@ -85,15 +85,14 @@ def _look_up(palette: Bits, codes: Bits, *, out: Bits) -> None:
 
 def _pack_all(bits: Bits, palette: Bits, out: Bits) -> Bits | None:
     """Pack the places of all values; stops at a block with values that are missing: those."""
-    at = 0
-    for start in range(0, len(bits), BLOCK):
-        block = bits[start : start + BLOCK]
-        codes, missing = _places(block, palette)
+    start = 0
+    for at in blocks(len(bits)):
+        codes, missing = _places(bits[at], palette)
         if missing is not None:
             return missing
-        end = at + _packed_size(len(block), len(palette))
-        _pack(codes, len(palette), out[at:end])
-        at = end
+        end = start + _packed_size(len(codes), len(palette))
+        _pack(codes, len(palette), out[start:end])
+        start = end
     return None
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 _LONG = 2**17  # elements from which handing a tensor over costs less than waiting for it
@@ -28,15 +29,20 @@ def in_threads(
         items: What to work on.
         sizes: Elements of every item.
     """
+
+    def quietly(item: Item) -> Result:
+        with np.errstate(all="ignore"):  # any bits may be numbers, and some overflow
+            return work(item)
+
     threads = min(torch.get_num_threads(), sum(size >= _LONG for size in sizes))
     if threads < 2:
-        return [work(item) for item in items]
+        return [quietly(item) for item in items]
     with ThreadPoolExecutor(threads - 1) as pool:
         # This thread works too, from the other end: the short ones, then what is left.
         long = sorted((at for at, size in enumerate(sizes) if size >= _LONG), key=sizes.__getitem__)
-        pending = {at: pool.submit(work, items[at]) for at in reversed(long)}
-        done = {at: work(item) for at, item in enumerate(items) if at not in pending}
+        pending = {at: pool.submit(quietly, items[at]) for at in reversed(long)}
+        done = {at: quietly(item) for at, item in enumerate(items) if at not in pending}
         for at in long:
             if pending[at].cancel():
-                done[at] = work(items[at])
+                done[at] = quietly(items[at])
         return [done[at] if at in done else pending[at].result() for at in range(len(items))]

@@ -16,7 +16,7 @@ def estimate(sample: Sample) -> float | None:
     return 8.0 * sample.fmt.size
 
 
-def encode(sample: Sample) -> Parts | None:
+def encode(sample: Sample, *, bits: float) -> Parts | None:
     """The values, low bytes first."""
     return [np.ascontiguousarray(sample.whole, dtype=sample.fmt.bits).view(np.uint8).data]
 

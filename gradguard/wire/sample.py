@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from gradguard.wire.bit_packing import BLOCK
+from gradguard.wire.blocks import blocks
 from gradguard.wire.formats import FLOAT32, FLOAT64, Bits, Format
 
-_SAMPLED = 1024
+_FEW, _MANY = 256, 1024  # values of a short and of a long tensor that are looked at
+_LONG = 2**17
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Sample:
     def of(whole: Bits, fmt: Format) -> Sample:
         """Values from all over a tensor."""
         # An odd stride: rows have an even length as a rule, and a column is no fair sample.
-        return Sample(whole[:: len(whole) // _SAMPLED | 1], whole, fmt)
+        sampled = _MANY if len(whole) >= _LONG else _FEW
+        return Sample(whole[:: len(whole) // sampled | 1], whole, fmt)
 
     @cached_property
     def nonzero(self) -> Sample:
@@ -70,8 +72,8 @@ class Sample:
         if self.fmt not in (FLOAT32, FLOAT64) or not len(self.whole):
             return None
         top = self.fmt.numbers.type(0)
-        for start in range(0, len(self.whole), BLOCK):
-            block = self.whole[start : start + BLOCK].view(self.fmt.numbers)
+        for at in blocks(len(self.whole)):
+            block = self.whole[at].view(self.fmt.numbers)
             here = max(block.max(), -block.min())
             if not here < np.inf:  # infinite or NaN, which numpy's extremes pass on
                 return None

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradguard.wire import raw
-from gradguard.wire.bit_packing import BLOCK
 from gradguard.wire.bitmap import encode_bitmap, nonzero_mask
+from gradguard.wire.blocks import blocks
 from gradguard.wire.formats import Bits, Format, Parts
 from gradguard.wire.header import Support
 from gradguard.wire.indices import Indices
@@ -70,12 +70,12 @@ def _sparse(bits: Bits, fmt: Format, portable: bool) -> Coded:
 def nonzero_indices(bits: Bits, *, most: int) -> Indices | None:
     """Where values are not zero, or ``None`` if there are more than ``most`` of them."""
     found, total = [], 0
-    for start in range(0, len(bits), BLOCK):
-        here = np.flatnonzero(nonzero_mask(bits[start : start + BLOCK]))
+    for at in blocks(len(bits)):
+        here = np.flatnonzero(nonzero_mask(bits[at]))
         total += len(here)
         if total > most:
             return None
-        here += start
+        here += at.start
         found.append(here)
     return np.concatenate(found) if len(found) != 1 else found[0]
 

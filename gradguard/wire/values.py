@@ -22,8 +22,8 @@ class ValueCodec(Protocol):
         """Bits a value as far as a sample can tell; ``None`` where the codec does not fit."""
         ...
 
-    def encode(self, sample: Sample) -> Parts | None:
-        """All values, not only the sample; ``None`` where the sample promised too much."""
+    def encode(self, sample: Sample, *, bits: float) -> Parts | None:
+        """All values, in the bits estimated; ``None`` where the sample promised too much."""
         ...
 
     def decode(self, reader: Reader, fmt: Format, *, out: Bits) -> None:
@@ -45,8 +45,8 @@ def ranked(sample: Sample) -> list[tuple[float, ValueCodec]]:
 
 def encode_values(sample: Sample, order: Sequence[tuple[float, ValueCodec]]) -> tuple[int, Parts]:
     """The tag of the first codec that fits all values, and its bytes."""
-    for _, codec in order:
-        parts = codec.encode(sample)
+    for bits, codec in order:
+        parts = codec.encode(sample, bits=bits)
         if parts is not None:
             return codec.TAG, parts
     raise AssertionError("raw values always fit")
