@@ -56,7 +56,7 @@ def main(inputs: int = INPUTS, seed: int = 1, engine: str | None = None) -> bool
         ],
     )
     if done.returncode:
-        print((done.stdout + done.stderr)[-3000:], *(crash.hex() for crash in crashes), sep="\n")
+        print(done.stdout[-3000:], done.stderr[-1000:], *(one.hex() for one in crashes), sep="\n")
     return done.returncode == 0 and tried >= inputs
 
 

@@ -148,10 +148,11 @@ def _decode_pools(reader: Reader, most: int) -> tuple[Pool, ...]:
 
 
 def _check(header: Header, left: int) -> None:
-    names = [record.name for record in header.records]
-    if len(set(names)) < len(names):
-        twice = next(name for at, name in enumerate(names) if name in names[:at])
-        raise WireError(f"the name {twice!r} occurs more than once")
+    names: set[str] = set()
+    for record in header.records:
+        if record.name in names:
+            raise WireError(f"the name {record.name!r} occurs more than once")
+        names.add(record.name)
     lengths = [record.length for record in header.records]
     lengths += [header.index_bytes, *(pool.length for pool in header.pools)]
     if sum(lengths) != left:
