@@ -101,7 +101,7 @@ class ErrorFeedback:
 
 
 def _owed(memory: Tensor, grad: Tensor) -> Tensor:
-    out = scratch("error_feedback.owed", len(memory), memory.dtype, device=memory.device)
+    out = scratch("error_feedback.owed", memory.numel(), memory.dtype, device=memory.device)
     return torch.add(memory, grad, out=out)
 
 

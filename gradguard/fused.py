@@ -97,7 +97,7 @@ def send_(
         *past, grad = (term[stretch.index][inside] for term in (*held, raw))
         rule.advance(*past, grad)
         grad.zero_()
-        if len(values):
+        if values.numel():
             where = stretch.positions.to(grad.device)
             grad.scatter_(0, where, values)
             owed = past[-1]

@@ -104,7 +104,7 @@ class MomentumCorrection:
     # and whether torch uses one depends on where in a vector an element stands.
 
     def _owed(self, velocity: Tensor, owed: Tensor, grad: Tensor) -> Tensor:
-        size, dtype, device = len(velocity), velocity.dtype, velocity.device
+        size, dtype, device = velocity.numel(), velocity.dtype, velocity.device
         out = scratch("momentum_correction.owed", size, dtype, device=device)
         torch.mul(velocity, self.momentum, out=out).add_(grad)
         if self.nesterov:
@@ -116,7 +116,7 @@ class MomentumCorrection:
         if not self.nesterov:
             owed.add_(velocity)
             return
-        size, dtype, device = len(velocity), velocity.dtype, velocity.device
+        size, dtype, device = velocity.numel(), velocity.dtype, velocity.device
         step = scratch("momentum_correction.owed", size, dtype, device=device)
         owed.add_(torch.mul(velocity, self.momentum, out=step).add_(grad))
 

@@ -58,7 +58,7 @@ def scratch(name: str, size: int, dtype: torch.dtype, *, device: torch.device = 
     if not 0 <= size <= CHUNK:
         raise ValueError(f"a scratch buffer has 0 to {CHUNK} elements, got {size}; work in chunks")
     held = _buffers.held.get((name, dtype))
-    if held is None or len(held) < size:
+    if held is None or held.numel() < size:
         # In powers of two: a buffer that grows with every call would be allocated in every call.
         held = torch.empty(1 << max(0, size - 1).bit_length(), dtype=dtype)
         _buffers.held[name, dtype] = held

@@ -188,19 +188,20 @@ def _candidates(numbers: Numbers, indices: Sequence[int], count: int, low: float
 def _plan(numbers: Numbers, indices: Sequence[int]) -> Iterator[list[tuple[int, int, int]]]:
     """Long tensors in pieces; short ones together, because every call costs microseconds."""
     waiting: dict[Any, list[tuple[int, int, int]]] = {}
+    sizes: dict[Any, int] = {}
     for index in indices:
         parts = [term[index] for term in numbers.terms]
-        size = len(parts[0])
+        size = parts[0].numel()
         if size > _SMALL:
             step = _RUN if parts[0].device.type == "cpu" else size
             yield from ([(index, at, min(size, at + step))] for at in range(0, size, step))
         elif size:
             kind = tuple((part.dtype, part.device) for part in parts)
-            group = waiting.setdefault(kind, [])
-            if group and sum(stop for _, _, stop in group) + size > _RUN:
+            if sizes.get(kind, 0) + size > _RUN:
                 yield waiting.pop(kind)
-                group = waiting.setdefault(kind, [])
-            group.append((index, 0, size))
+                sizes[kind] = 0
+            waiting.setdefault(kind, []).append((index, 0, size))
+            sizes[kind] = sizes.get(kind, 0) + size
     yield from waiting.values()
 
 
@@ -210,11 +211,11 @@ def _found(numbers: Numbers, parts: list[tuple[int, int, int]], low: float) -> _
     # Bits without the sign, as an integer, order numbers by magnitude, with infinity and NaN on
     # top: whatever must be refused is among the candidates, and no pass has to look for it.
     bits, device = _BITS[values.dtype.itemsize], values.device
-    magnitude = scratch("selection.magnitude", len(values), bits, device=device)
+    magnitude = scratch("selection.magnitude", values.numel(), bits, device=device)
     torch.bitwise_and(values.view(bits), torch.iinfo(bits).max, out=magnitude)
     least = max(1, int(torch.tensor(low, dtype=values.dtype).view(bits)))
     if device.type == "cpu":  # numpy compares and finds several times faster than torch
-        reached = scratch("selection.reached", len(values), torch.bool).numpy()
+        reached = scratch("selection.reached", values.numel(), torch.bool).numpy()
         np.greater_equal(magnitude.numpy(), least, out=reached)
         where = torch.from_numpy(np.flatnonzero(reached))
     else:
@@ -232,7 +233,7 @@ def _read(numbers: Numbers, parts: list[tuple[int, int, int]]) -> Tensor:
     together = []
     for i, term in enumerate(numbers.terms):
         pieces = [term[index] for index, _, _ in parts]
-        size, first = sum(map(len, pieces)), pieces[0]
+        size, first = sum(piece.numel() for piece in pieces), pieces[0]
         out = scratch(f"selection.term{i}", size, first.dtype, device=first.device)
         together.append(torch.cat(pieces, out=out))
     return numbers.combine(*together)

@@ -154,7 +154,7 @@ class KeepRandomK:
         sent: list[_Sent] = []
         for i, grad in enumerate(grads):
             positions = torch.from_numpy(drawn[bounds[i] : bounds[i + 1]] - offsets[i])
-            if grad is not None and len(positions):
+            if grad is not None and positions.numel():
                 positions = positions.to(grad.device)
                 kept = widen(torch.take(grad.detach(), positions)) * (size / count)
                 # Adding zero turns -0.0 into 0.0, which tells no sign.
@@ -193,7 +193,7 @@ def _fill(grads: Grads, chosen: Sequence[Stretch]) -> None:
     """Write what was chosen into gradients of zeros."""
     (flat,) = flat_views(grads, grads)
     for stretch in chosen:
-        if len(stretch.positions):
+        if stretch.positions.numel():
             target = flat[stretch.index][stretch.start : stretch.stop]
             target.scatter_(0, stretch.positions.to(target.device), stretch.values.to(target))
 
