@@ -249,7 +249,7 @@ def _thin_out(runs: list[_Run], like: Sequence[Tensor], count: int, high: Any) -
     """Leave only the ``count`` largest; the smallest magnitude among them, 0 if all stay."""
     if sum(len(run.positions) for run in runs) <= count:
         return 0.0
-    smallest = _kth_largest(runs, count, high)
+    smallest = _kth_largest(runs, count, high) if count else math.inf
     above = [np.abs(run.values) > smallest for run in runs]
     ties = [np.abs(run.values) == smallest for run in runs]
     room = count - sum(map(np.count_nonzero, above))
