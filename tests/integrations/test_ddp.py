@@ -15,6 +15,7 @@ from gradguard import (
     AddGaussian,
     Chain,
     ClipByGlobalNorm,
+    ClipByValue,
     ErrorFeedback,
     Grads,
     GradTransform,
@@ -329,7 +330,7 @@ def special_passes(rank: int) -> dict[str, Any]:
         ddp = DistributedDataParallel(
             _Forked(), find_unused_parameters=True, gradient_as_bucket_view=view
         )
-        hook = comm_hook(ErrorFeedback(KeepTopK(0.5)), model=ddp)
+        hook = comm_hook(ErrorFeedback(KeepTopK(0.5, scope="tensor")), model=ddp)
         ddp.register_comm_hook(None, hook)
         used = ddp.module.sometimes.weight
         _step(ddp, 1.0 + rank, True)
@@ -423,7 +424,7 @@ def scaled(rank: int) -> dict[str, Any]:
     for scale in (1.0, 1024.0):
         ddp = _wrapped(bucket_cap_mb=0.005)
         scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
-        hook = comm_hook(chain(ClipByGlobalNorm(0.1), AddGaussian(0.01)), model=ddp, scaler=scaler)
+        hook = comm_hook(chain(ClipByValue(0.05), AddGaussian(0.01)), model=ddp, scaler=scaler)
         hook.reseed(3)
         ddp.register_comm_hook(None, hook)
         optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1)
