@@ -24,6 +24,7 @@ from gradguard.laws_of_form import (
 )
 from gradguard.laws_of_randomness import randomness_is_fresh
 from gradguard.laws_of_state import purity, state_grows, state_is_plain, state_structure_is_stable
+from gradguard.laws_on_the_wire import wire_is_lossless
 from gradguard.routing import NamedParameters
 from gradguard.serialization import TRANSFORMS, transform_from_plain, transform_to_plain
 
@@ -102,4 +103,5 @@ LAWS: tuple[Law, ...] = (
     randomness_is_fresh,
     values_back_from_text,
     in_place_agrees,
+    wire_is_lossless,
 )
