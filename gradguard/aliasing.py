@@ -8,7 +8,6 @@ transform that works in place writes to its arguments, which must therefore lie 
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -53,17 +52,22 @@ def disjoint(grads: Sequence[Tensor | None]) -> bool:
     """
     ranges = []
     for grad in grads:
-        if grad is None or grad.numel() == 0:
+        if grad is None or not (length := grad.nbytes):
             continue
-        length = grad.numel()
         if not grad.is_contiguous():
             if _overlaps_itself(grad):
                 return False
-            length = 1 + sum((n - 1) * s for n, s in zip(grad.shape, grad.stride(), strict=True))
+            last = sum((n - 1) * s for n, s in zip(grad.shape, grad.stride(), strict=True))
+            length = (1 + last) * grad.element_size()
         start = grad.data_ptr()
-        ranges.append((start, start + length * grad.element_size()))
+        ranges.append((start, start + length))
     ranges.sort()
-    return all(end <= start for (_, end), (start, _) in pairwise(ranges))
+    end = 0
+    for start, until in ranges:
+        if start < end:
+            return False
+        end = until
+    return True
 
 
 def _overlaps_itself(tensor: Tensor) -> bool:

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from gradguard.core import Grads, Reads, State
-from gradguard.elementwise import copied
+from gradguard.elementwise import copied, flattened
 from gradguard.finite import check_finite, check_real, magnitudes
-from gradguard.memory_order import in_memory_order
 
 _ROW = 256  # squares are summed in single precision this far, and in double precision beyond
 _SHORT = 4096  # below, double precision throughout is as quick
@@ -29,8 +28,8 @@ def global_norm(grads: Grads) -> float:
     >>> global_norm([torch.tensor([3.0]), None, torch.tensor([[4.0]])])
     5.0
     """
-    present = [g for g in grads if g is not None and g.numel()]
-    norm = _combined([part for grad in present for part in _in_rows(grad)])
+    present = [flattened(g) for g in grads if g is not None and g.numel()]
+    norm = _combined([part for flat in present for part in _in_rows(flat)])
     # Squares of single precision overflow beyond 1e19 and vanish below 1e-19.
     return norm if 1e-10 < norm < 1e18 else _combined(present)
 
@@ -41,11 +40,10 @@ def _combined(parts: Sequence[Tensor]) -> float:
     return math.hypot(*norms)  # hypot scales by itself: no overflow while the parts are finite
 
 
-def _in_rows(grad: Tensor) -> list[Tensor]:
+def _in_rows(flat: Tensor) -> list[Tensor]:
     """Few numbers with the same norm: those of rows of 256 coordinates, and the rest."""
-    flat = in_memory_order(grad)
-    if grad.dtype != torch.float32 or grad.numel() < _SHORT or flat is None:
-        return [grad]
+    if flat.dtype != torch.float32 or len(flat) < _SHORT:
+        return [flat]
     even = len(flat) // _ROW * _ROW
     return [torch.linalg.vector_norm(flat[:even].view(-1, _ROW), dim=1), flat[even:]]
 

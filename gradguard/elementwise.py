@@ -16,8 +16,8 @@ from gradguard.core import Grads
 from gradguard.finite import NonFiniteGradientError, check_finite, is_finite
 from gradguard.memory_order import in_memory_order
 
-PIECE = 2**17
-"""Elements worked on at once; half a megabyte of single precision stays in the cache."""
+PIECE = 2**18
+"""Elements worked on at once; a megabyte of single precision stays in the cache."""
 _SHORTEST = 16  # torch draws normal numbers by sixteen, and fewer in another way
 
 
@@ -43,6 +43,18 @@ def map_present(function: Callable[[Tensor], Tensor], grads: Grads) -> Grads:
 def copied(grads: Grads) -> Grads:
     """Copies in memory of their own, in the same layout; one with gaps or overlaps is closed."""
     return [None if g is None else g.detach().clone() for g in grads]
+
+
+def flattened(grad: Tensor) -> Tensor:
+    """All elements in the order in which they lie; a copy where the layout has gaps or overlaps.
+
+    So that sums, which round, are the same for a gradient and for what :func:`copied` makes of it.
+    """
+    flat = in_memory_order(grad)
+    if flat is None:
+        flat = in_memory_order(grad.detach().clone())
+    assert flat is not None  # a copy has neither
+    return flat
 
 
 def pieces(flat: Tensor) -> Iterator[Tensor]:

@@ -20,7 +20,8 @@ Fingerprint = list[tuple["weakref.ref[Tensor]", int]]
 def fingerprint(params: Sequence[Tensor]) -> Fingerprint:
     """Identity and version of every gradient, without keeping any of them alive."""
     # A strong reference would hold the gradients over zero_grad() and double their memory.
-    return [(weakref.ref(p.grad), p.grad._version) for p in params if p.grad is not None]
+    present = [grad for p in params if (grad := p.grad) is not None]
+    return [(weakref.ref(grad), grad._version) for grad in present]
 
 
 def unchanged(params: Sequence[Tensor], since: Fingerprint) -> list[bool]:
@@ -38,7 +39,7 @@ def unchanged(params: Sequence[Tensor], since: Fingerprint) -> list[bool]:
     """
     # By identity, not by position: some gradients may have been removed or added since.
     seen = {id(grad): version for ref, version in since if (grad := ref()) is not None}
-    present = [p.grad for p in params if p.grad is not None]
+    present = [grad for p in params if (grad := p.grad) is not None]
     return [seen.get(id(grad)) == grad._version for grad in present]
 
 

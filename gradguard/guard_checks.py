@@ -34,7 +34,7 @@ def check_wrappable(inner: Optimizer, transform: GradTransform) -> None:
 def check_params(params: Sequence[Tensor], known: Sequence[Tensor]) -> None:
     """Raise unless the optimizer still has the parameters that the guard was made for."""
     # By identity: in another order, a layer that is withheld would be sent.
-    if len(params) != len(known) or any(a is not b for a, b in zip(params, known, strict=True)):
+    if [*map(id, params)] != [*map(id, known)]:
         raise RuntimeError(
             f"the inner optimizer has {len(params)} parameters that are not the "
             f"{len(known)} which the guard knows, in this order; add parameters with "

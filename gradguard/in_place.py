@@ -67,11 +67,11 @@ class Before:
 
     def __init__(self, grads: Grads, state: State) -> None:
         self.grads, self.state = list(grads), state
-        self._versions = versions(grads), versions(state)
+        self._versions = _versions(grads), versions(state)
 
     def wrote(self) -> bool:
         """Whether anything was written since."""
-        return (versions(self.grads), versions(self.state)) != self._versions
+        return (_versions(self.grads), versions(self.state)) != self._versions
 
     def spoilt(self) -> bool:
         """Whether this state must not be used again.
@@ -81,3 +81,7 @@ class Before:
         if versions(self.state) != self._versions[1]:
             return True
         return self.wrote() and has_randomness(self.state)
+
+
+def _versions(grads: Grads) -> list[int | None]:
+    return [None if g is None else g._version for g in grads]

@@ -59,7 +59,9 @@ class AddGaussian:
 
         def draw(size: int, dtype: torch.dtype) -> Tensor:
             noise = scratch("noise", size, dtype, device=_CPU)
-            return noise.normal_(generator=rng).mul_(self.stddev)
+            if size < 16:  # these few torch would round otherwise
+                return noise.normal_(generator=rng).mul_(self.stddev)
+            return noise.normal_(std=self.stddev, generator=rng)
 
         # Sixteen deviations: double precision has no number whose logarithm gives nine.
         _add_(grads, draw, most=16 * self.stddev)

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from gradguard.core import Grads, Reads, State
-from gradguard.elementwise import copied, does_not_fit, overwrite, pieces
+from gradguard.elementwise import copied, does_not_fit, flattened, overwrite, pieces
 from gradguard.finite import NonFiniteGradientError, check_real, is_finite
-from gradguard.memory_order import in_memory_order
 from gradguard.scratch import scratch
 
 
@@ -59,11 +58,11 @@ def _scale_signs_(piece: Tensor, *, by: float) -> None:
 
 
 def _mean_magnitude(grad: Tensor, *, index: int) -> float:
-    flat = in_memory_order(grad)
     if grad.numel() == 0:
         return 0.0
-    if flat is None or grad.dtype.itemsize < 4:
-        flat = grad.reshape(-1).to(torch.float64)
+    flat = flattened(grad)
+    if grad.dtype.itemsize < 4:
+        flat = flat.double()
     total = 0.0
     for piece in pieces(flat):
         held = scratch("sign.magnitude", len(piece), piece.dtype, device=piece.device)
@@ -72,7 +71,7 @@ def _mean_magnitude(grad: Tensor, *, index: int) -> float:
         if not is_finite(grad):
             raise NonFiniteGradientError(index)
         # A float32 sum of large magnitudes overflows, and then takes double precision.
-        total = grad.abs().sum(dtype=torch.float64).item()
+        total = flat.abs().sum(dtype=torch.float64).item()
     if math.isinf(total):
         raise does_not_fit(grad.dtype, index)
     return total / grad.numel()
