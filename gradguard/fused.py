@@ -98,7 +98,7 @@ def send_(
         rule.advance(*past, grad)
         grad.zero_()
         if values.numel():
-            where = stretch.positions.to(grad.device)
+            where = stretch.positions.to(grad.device, torch.int64)
             grad.scatter_(0, where, values)
             owed = past[-1]
             # Not zero: what rounding to the gradient's dtype takes away is owed as well.

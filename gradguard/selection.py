@@ -21,11 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gradguard.candidates import Run, thin_out
 from gradguard.core import GradTransform, State
-from gradguard.memory_order import row_major
 from gradguard.scratch import scratch
 
 _RUN = 2**18  # elements looked at together: more would leave the processor's cache
+_RUN_ON_ACCELERATOR = 2**26  # there every look costs a wait for the device
 _SAMPLES = 2**16
 _LEAST_STRIDE = 65  # a short gradient is searched as a whole rather than sampled densely
 _FEW = 2**16  # so many candidates need no thinning out
@@ -66,7 +67,7 @@ class Stretch:
         index: Which tensor.
         start: First element of the stretch.
         stop: End of the stretch.
-        positions: Sorted positions of what was chosen, counted from ``start``; int64.
+        positions: Sorted positions of what was chosen, counted from ``start``; int32.
         values: The numbers there, in at least float32.
     """
 
@@ -75,19 +76,6 @@ class Stretch:
     stop: int
     positions: Tensor
     values: Tensor
-
-
-@dataclass
-class _Run:
-    """Stretches that are looked at together, and what was found in them."""
-
-    parts: list[tuple[int, int, int]]  # tensor, start, stop
-    begins: NDArray[np.int64]  # where each part begins in the run
-    positions: NDArray[np.int64]
-    values: NDArray[Any]
-
-    def keep(self, mask: NDArray[np.bool_]) -> None:
-        self.positions, self.values = self.positions[mask], self.values[mask]
 
 
 @runtime_checkable
@@ -136,7 +124,7 @@ def largest(numbers: Numbers, count: int, *, among: Sequence[int] | None = None)
     >>> flat = [torch.tensor([1.0, -2.0, 2.0, 1.0])]
     >>> (found,) = largest(Numbers((flat,), lambda part: part, flat), 3)
     >>> found.positions, found.values
-    (tensor([0, 1, 2]), tensor([ 1., -2.,  2.]))
+    (tensor([0, 1, 2], dtype=torch.int32), tensor([ 1., -2.,  2.]))
     """
     indices = range(len(numbers.like)) if among is None else among
     low, high = _bracket(numbers, indices, count)
@@ -144,7 +132,7 @@ def largest(numbers: Numbers, count: int, *, among: Sequence[int] | None = None)
     held = sum(len(run.positions) for run in runs)
     if held < count and low > 0:
         runs = _candidates(numbers, indices, count, 0.0)
-    _thin_out(runs, numbers.like, count, high)
+    thin_out(runs, numbers.like, count, high)
     return [stretch for run in runs for stretch in _stretches(run)]
 
 
@@ -172,7 +160,7 @@ def _bracket(numbers: Numbers, indices: Sequence[int], count: int) -> tuple[floa
     )
 
 
-def _candidates(numbers: Numbers, indices: Sequence[int], count: int, low: float) -> list[_Run]:
+def _candidates(numbers: Numbers, indices: Sequence[int], count: int, low: float) -> list[Run]:
     """Everything not zero of magnitude ``low`` or more; less where more than enough is found."""
     runs, held, limit = [], 0, max(4 * count, _FEW)
     for parts in _plan(numbers, indices):
@@ -180,7 +168,7 @@ def _candidates(numbers: Numbers, indices: Sequence[int], count: int, low: float
         runs.append(run)
         held += len(run.positions)
         if held > limit:
-            low = max(low, _thin_out(runs, numbers.like, count, math.inf))
+            low = max(low, thin_out(runs, numbers.like, count, math.inf))
             held = sum(len(run.positions) for run in runs)
     return runs
 
@@ -193,7 +181,7 @@ def _plan(numbers: Numbers, indices: Sequence[int]) -> Iterator[list[tuple[int, 
         parts = [term[index] for term in numbers.terms]
         size = parts[0].numel()
         if size > _SMALL:
-            step = _RUN if parts[0].device.type == "cpu" else size
+            step = _RUN if parts[0].device.type == "cpu" else _RUN_ON_ACCELERATOR
             yield from ([(index, at, min(size, at + step))] for at in range(0, size, step))
         elif size:
             kind = tuple((part.dtype, part.device) for part in parts)
@@ -205,8 +193,9 @@ def _plan(numbers: Numbers, indices: Sequence[int]) -> Iterator[list[tuple[int, 
     yield from waiting.values()
 
 
-def _found(numbers: Numbers, parts: list[tuple[int, int, int]], low: float) -> _Run:
-    begins = np.cumsum([0, *(stop - start for _, start, stop in parts)])[:-1]
+def _found(numbers: Numbers, parts: list[tuple[int, int, int]], low: float) -> Run:
+    lengths = [stop - start for _, start, stop in parts]
+    begins = np.cumsum([0, *lengths[:-1]], dtype=np.int32)
     values = _read(numbers, parts)
     # Bits without the sign, as an integer, order numbers by magnitude, with infinity and NaN on
     # top: whatever must be refused is among the candidates, and no pass has to look for it.
@@ -223,7 +212,7 @@ def _found(numbers: Numbers, parts: list[tuple[int, int, int]], low: float) -> _
     found = _numpy(torch.take(values, where))
     if not np.isfinite(found).all():
         _refuse(numbers, parts)
-    return _Run(parts, begins, where.cpu().numpy(), found)
+    return Run(parts, begins, where.cpu().numpy().astype(np.int32), found)
 
 
 def _read(numbers: Numbers, parts: list[tuple[int, int, int]]) -> Tensor:
@@ -245,60 +234,13 @@ def _refuse(numbers: Numbers, parts: list[tuple[int, int, int]]) -> None:
             raise OverflowInSelectionError(part[0])
 
 
-def _thin_out(runs: list[_Run], like: Sequence[Tensor], count: int, high: Any) -> float:
-    """Leave only the ``count`` largest; the smallest magnitude among them, 0 if all stay."""
-    if sum(len(run.positions) for run in runs) <= count:
-        return 0.0
-    smallest = _kth_largest(runs, count, high) if count else math.inf
-    above = [np.abs(run.values) > smallest for run in runs]
-    ties = [np.abs(run.values) == smallest for run in runs]
-    room = count - sum(map(np.count_nonzero, above))
-    if room < sum(map(np.count_nonzero, ties)):
-        _lowest(runs, like, ties, room)
-    for run, more, equal in zip(runs, above, ties, strict=True):
-        run.keep(more | equal)
-    return float(smallest)
-
-
-def _kth_largest(runs: list[_Run], count: int, high: Any) -> Any:
-    # A numpy number, of a dtype that holds every magnitude: rounded, it would make or lose ties.
-    # What lies above the bracket needs no ranking: of many candidates that leaves a few.
-    below = [m[m < high] for m in (np.abs(run.values) for run in runs)]
-    surely = sum(len(run.values) for run in runs) - sum(map(len, below))
-    if surely >= count:
-        return _kth_largest(runs, count, math.inf)
-    unsure = np.concatenate(below)
-    at = len(unsure) - (count - surely)
-    return np.partition(unsure, at)[at]
-
-
-def _lowest(
-    runs: list[_Run], like: Sequence[Tensor], ties: list[NDArray[np.bool_]], room: int
-) -> None:
-    """Of the ties only the ``room`` that come first in row-major order, tensor by tensor."""
-    offsets = np.cumsum([0, *(tensor.numel() for tensor in like)])
-    ranks = []
-    for run in runs:
-        rank = np.empty(len(run.positions), dtype=np.int64)
-        at = np.searchsorted(run.positions, [*run.begins, np.iinfo(np.int64).max])
-        for (index, start, _), begin, first, last in zip(
-            run.parts, run.begins, at[:-1], at[1:], strict=True
-        ):
-            inside = run.positions[first:last] - begin + start
-            rank[first:last] = offsets[index] + row_major(like[index], inside)
-        ranks.append(rank)
-    tied = np.concatenate([rank[equal] for rank, equal in zip(ranks, ties, strict=True)])
-    last_in = np.partition(tied, room - 1)[room - 1] if room else -1
-    for rank, equal in zip(ranks, ties, strict=True):
-        equal &= rank <= last_in
-
-
-def _stretches(run: _Run) -> Iterator[Stretch]:
-    at = np.searchsorted(run.positions, [*run.begins, np.iinfo(np.int64).max])
+def _stretches(run: Run) -> Iterator[Stretch]:
+    at = run.bounds()
     for (index, start, stop), begin, first, last in zip(
         run.parts, run.begins, at[:-1], at[1:], strict=True
     ):
-        positions = torch.from_numpy(run.positions[first:last] - begin)
+        inside = run.positions[first:last]
+        positions = torch.from_numpy(inside - begin if begin else inside)
         yield Stretch(index, start, stop, positions, torch.from_numpy(run.values[first:last]))
 
 

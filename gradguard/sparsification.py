@@ -195,7 +195,8 @@ def _fill(grads: Grads, chosen: Sequence[Stretch]) -> None:
     for stretch in chosen:
         if stretch.positions.numel():
             target = flat[stretch.index][stretch.start : stretch.stop]
-            target.scatter_(0, stretch.positions.to(target.device), stretch.values.to(target))
+            where = stretch.positions.to(target.device, torch.int64)
+            target.scatter_(0, where, stretch.values.to(target))
 
 
 def _dense(grads: Grads) -> Grads:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradguard import KeepTopK, State, WarmUp
 from gradguard import selection as module
+from gradguard.candidates import thin_out
 from gradguard.core import Grads
 from gradguard.selection import Numbers, OverflowInSelectionError, largest, selects
 from tests import reference
@@ -30,7 +31,7 @@ def _kept(numbers: Numbers, count: int, *, among: Sequence[int] | None = None) -
         inside = slice(found.start, found.stop)
         covered[found.index][inside] += 1
         assert bool((found.positions.diff() > 0).all())
-        out[found.index][inside][found.positions] = found.values.double()
+        out[found.index][inside][found.positions.long()] = found.values.double()
     for i, times in enumerate(covered):
         assert bool((times == (1 if among is None or i in among else 0)).all())
     return out
@@ -152,13 +153,12 @@ def test_an_overflowing_sum_is_refused() -> None:
 def test_candidates_are_thinned_out_on_the_way(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All equal, all growing, or hidden from the sample: memory stays a multiple of the count."""
     seen: list[int] = []
-    thin_out = module._thin_out
 
     def counted(runs: list[Any], *arguments: Any) -> float:
         seen.append(sum(len(run.positions) for run in runs))
         return thin_out(runs, *arguments)
 
-    monkeypatch.setattr(module, "_thin_out", counted)
+    monkeypatch.setattr("gradguard.selection.thin_out", counted)
     largest(_plain(_shaped(kind, 8 * BIG)), 100)
     assert max(seen) <= module._FEW + module._RUN
 
