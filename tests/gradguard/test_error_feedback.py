@@ -15,6 +15,7 @@ from gradguard import (
     GradTransform,
     KeepTopK,
     NamedParameters,
+    NonFiniteGradientError,
     Only,
     Quantize,
     Sign,
@@ -141,3 +142,71 @@ def test_feedback_around_withhold_remembers_and_sends_nothing() -> None:
         assert out[1] is not None
         assert not bool(out[1].any())
         assert state["memory"][1].tolist() == [float(step)] * 5
+
+
+def _shapes_of_every_kind() -> list[Tensor]:
+    rng = torch.Generator().manual_seed(4)
+    return [
+        torch.randn(40_000, generator=rng),  # looked at alone
+        torch.randn(3, 5, generator=rng).t(),
+        torch.randn(4, 3, 3, 3, generator=rng).to(memory_format=torch.channels_last),
+        torch.randn(6, generator=rng).half(),
+        torch.randn((), generator=rng),
+        torch.randn(2, 0, generator=rng),
+        torch.randn(7, generator=rng).double(),
+        torch.randn(300_000, generator=rng),  # in two pieces
+    ]
+
+
+@pytest.mark.parametrize("top_k", [KeepTopK(0.01), KeepTopK(0.05, scope="tensor")], ids=repr)
+@pytest.mark.parametrize("in_place", [False, True])
+def test_the_pass_fused_with_top_k_is_bitwise_the_plain_one(
+    top_k: KeepTopK, in_place: bool
+) -> None:
+    fused, plain = ErrorFeedback(top_k), ErrorFeedback(chain(top_k))  # a chain is not fused
+    params = _shapes_of_every_kind()
+    one, other = fused.init(params), plain.init(params)
+    for step in range(4):
+        given = [None if i == step else p * (step + 1) for i, p in enumerate(params)]
+        expected, other = plain.update(list(given), other)
+        update = fused.update_ if in_place else fused.update
+        out, one = update(list(given), one)
+        for a, b in zip(out, expected, strict=True):
+            assert (a is None) == (b is None)
+            assert a is None or b is None or torch.equal(a, b)
+        for a, b in zip(one["memory"], other["memory"], strict=True):
+            assert torch.equal(a, b)
+
+
+def test_in_place_gradients_and_memory_stay_where_they_lie() -> None:
+    feedback = ErrorFeedback(KeepTopK(0.5))
+    grad = torch.tensor([1.0, 3.0])
+    state = feedback.init([grad])
+    memory = state["memory"][0]
+    (out,), after = feedback.update_([grad], state)
+    assert out is grad
+    assert after["memory"][0] is memory
+    assert (grad.tolist(), memory.tolist()) == ([0.0, 3.0], [1.0, 0.0])
+
+
+def test_a_gradient_laid_out_unlike_its_memory_takes_the_plain_way() -> None:
+    feedback = ErrorFeedback(KeepTopK(0.5))
+    values = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(1))
+    laid = [values, values.to(memory_format=torch.channels_last), values.expand(1, 4, 3, 2, 2)[0]]
+    results = [feedback.update([g], feedback.init([values])) for g in laid]
+    for (out,), state in results:
+        assert out is not None
+        assert torch.equal(out, results[0][0][0])  # type: ignore[arg-type]
+        assert torch.equal(state["memory"][0], results[0][1]["memory"][0])
+
+
+def test_what_is_owed_may_outgrow_half_precision_and_is_then_refused_unwritten() -> None:
+    feedback = ErrorFeedback(KeepTopK(0.5))
+    state = feedback.init([torch.zeros(2, dtype=torch.float16)])
+    grad = torch.tensor([40_000.0, 50_000.0], dtype=torch.float16)
+    _, state = feedback.update_([grad.clone()], state)  # sends the 50,000
+    before, given = state["memory"][0].clone(), grad.clone()
+    with pytest.raises(NonFiniteGradientError, match=r"does not fit torch\.float16"):
+        feedback.update_([given], state)
+    assert torch.equal(given, grad)
+    assert torch.equal(state["memory"][0], before)

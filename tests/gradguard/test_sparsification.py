@@ -1,12 +1,23 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gradguard import Grads, KeepRandomK, KeepTopK
+from gradguard import (
+    ErrorFeedback,
+    Grads,
+    GradTransform,
+    KeepRandomK,
+    KeepTopK,
+    MomentumCorrection,
+)
+from gradguard.random_coordinates import draw_coordinates
+from gradguard.randomness import generator, reseeded
 from gradguard.sparsification import Scope, kept_of
 from gradguard.testing import LawBrokenError, check_unbiased, grads
 from tests import reference
@@ -125,3 +136,81 @@ def test_ratio_must_lie_in_zero_to_one(kind: type[KeepRandomK], ratio: float) ->
 def test_scope_must_be_known() -> None:
     with pytest.raises(ValueError, match="scope must be 'tensor' or 'global', got 'layer'"):
         KeepTopK(0.1, scope="layer")  # type: ignore[arg-type]
+
+
+def test_the_mask_seed_in_the_state_redraws_the_last_messages_coordinates() -> None:
+    transform = KeepRandomK(0.2)
+    grads: Grads = [torch.ones(3, 4).t(), None, torch.ones(2, 3, 2, 2), torch.ones(())]
+    state = transform.init([])
+    assert int(state["mask_seed"]) == -1
+    seeds = set()
+    for _ in range(5):
+        out, state = transform.update(grads, state)
+        seed = int(state["mask_seed"])
+        seeds.add(seed)
+        assert 0 <= seed < 2**63
+        sent = torch.cat([g.reshape(-1) for g in out if g is not None])  # row-major
+        expected = draw_coordinates(seed, 37, kept_of(0.2, 37))
+        assert sent.nonzero().view(-1).tolist() == expected.tolist()
+    assert len(seeds) == 5
+
+
+def test_a_mask_seed_is_not_a_word_of_the_stream() -> None:
+    """Whoever collects seeds must not be able to compute the state of the twister behind them."""
+    state = KeepRandomK(0.5).init([])
+    rng = generator(state["rng"])
+    words = torch.empty(64, dtype=torch.int64).random_(generator=rng).tolist()
+    _, state = KeepRandomK(0.5).update([torch.ones(4)], state)
+    assert int(state["mask_seed"]) not in words
+
+
+@pytest.mark.parametrize("transform", [KeepTopK(0.3), KeepRandomK(0.3)], ids=repr)
+@pytest.mark.parametrize("layout", ["gaps", "expanded", "channels last", "transposed"])
+def test_any_layout_gives_the_values_of_the_contiguous_one(
+    transform: KeepTopK | KeepRandomK, layout: str
+) -> None:
+    values = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(6))
+    laid = {
+        "gaps": values[..., ::2],
+        "expanded": values[:1, :1, :1].expand(2, 3, 4, 6),
+        "channels last": values.to(memory_format=torch.channels_last),
+        "transposed": values.transpose(0, 3),
+    }[layout]
+    state = reseeded(transform.init([]), 1)
+    (expected,), _ = transform.update([laid.contiguous()], state)
+    (pure,), _ = transform.update([laid], state)
+    (owned,), _ = transform.update_([laid.clone()], copy.deepcopy(state))
+    assert expected is not None
+    assert pure is not None
+    assert owned is not None
+    assert torch.equal(pure, expected)
+    assert torch.equal(owned, expected)
+
+
+def test_top_k_in_place_keeps_the_memory_of_the_gradients() -> None:
+    grad = torch.tensor([3.0, -5.0, 1.0])
+    (out,), _ = KeepTopK(0.34).update_([grad], {})
+    assert out is grad
+    assert grad.tolist() == [0.0, -5.0, 0.0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(
+    "transform",
+    [KeepTopK(0.01), KeepTopK(0.01, scope="tensor"), KeepRandomK(0.01),
+     ErrorFeedback(KeepTopK(0.01)), MomentumCorrection(0.9, KeepTopK(0.01))],
+    ids=repr,
+)  # fmt: skip
+def test_on_a_gpu_the_result_is_the_same(transform: GradTransform) -> None:
+    shapes = [(3,), (64, 64, 3, 3), (300, 400)]
+    rng = torch.Generator().manual_seed(8)
+    here = reseeded(transform.init([torch.zeros(s) for s in shapes]), 1)
+    there = reseeded(transform.init([torch.zeros(s, device="cuda") for s in shapes]), 1)
+    for _ in range(3):
+        grads = [torch.randn(s, generator=rng) for s in shapes]
+        out, here = transform.update(list(grads), here)
+        gpu, there = transform.update([g.cuda() for g in grads], there)
+        for a, b in zip(out, gpu, strict=True):
+            assert a is not None
+            assert b is not None
+            assert torch.equal(a, b.cpu())
