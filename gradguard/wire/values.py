@@ -31,16 +31,26 @@ class ValueCodec(Protocol):
         ...
 
 
-# In the order in which equals are tried. A tag, once given, is never given to another codec.
-CODECS = cast(Sequence[ValueCodec], (narrowed, grid, palette, raw))
+# In the order in which they are tried. A tag, once given, is never given to another codec.
+CODECS = cast(Sequence[ValueCodec], (palette, narrowed, grid, raw))
 _BY_TAG = {codec.TAG: codec for codec in CODECS}
 
 
-def ranked(sample: Sample) -> list[tuple[float, ValueCodec]]:
-    """The codecs that fit the sample and the bits a value that each promises, best first."""
-    found = [(codec.estimate(sample), codec) for codec in CODECS if len(sample.values)]
-    fitting = [(bits, codec) for bits, codec in found if bits is not None]
-    return sorted(fitting or [(0.0, CODECS[-1])], key=lambda pair: pair[0])
+def ranked(sample: Sample, *, enough: float = 2.0) -> list[tuple[float, ValueCodec]]:
+    """The codecs that fit the sample and the bits a value that each promises, best first.
+
+    Codecs after one that needs less than ``enough`` bits are not looked at.
+    """
+    if not len(sample.values):
+        return [(0.0, CODECS[-1])]
+    found = []
+    for codec in CODECS:
+        bits = codec.estimate(sample)
+        if bits is not None:
+            found.append((bits, codec))
+            if bits < enough:
+                break
+    return sorted(found, key=lambda pair: pair[0])
 
 
 def encode_values(sample: Sample, order: Sequence[tuple[float, ValueCodec]]) -> tuple[int, Parts]:
@@ -49,7 +59,9 @@ def encode_values(sample: Sample, order: Sequence[tuple[float, ValueCodec]]) -> 
         parts = codec.encode(sample, bits=bits)
         if parts is not None:
             return codec.TAG, parts
-    raise AssertionError("raw values always fit")
+    # The sample was misleading, and a codec that was not looked at may fit after all.
+    rest = [pair for pair in ranked(sample, enough=0.0) if pair not in order]
+    return encode_values(sample, rest)
 
 
 def codec_by_tag(tag: int) -> ValueCodec:
