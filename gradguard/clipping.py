@@ -36,8 +36,11 @@ def global_norm(grads: Grads) -> float:
 
 def _combined(parts: Sequence[Tensor]) -> float:
     # Not for a whole gradient if it can be helped: torch converts a long tensor slowly.
-    norms = [torch.linalg.vector_norm(part, dtype=torch.float64).item() for part in parts]
-    return math.hypot(*norms)  # hypot scales by itself: no overflow while the parts are finite
+    norms = [torch.linalg.vector_norm(part, dtype=torch.float64) for part in parts]
+    if not norms:
+        return 0.0
+    together = torch.stack([norm.to(norms[0].device) for norm in norms])  # one look at a GPU's
+    return math.hypot(*together.tolist())  # hypot scales by itself: finite parts do not overflow
 
 
 def _in_rows(flat: Tensor) -> list[Tensor]:

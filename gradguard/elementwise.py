@@ -65,7 +65,7 @@ def pieces(flat: Tensor) -> Iterator[Tensor]:
     >>> [len(piece) for piece in pieces(torch.zeros(2 * PIECE + 3))] == [PIECE, PIECE + 3]
     True
     """
-    if flat.device.type != "cpu" or len(flat) < PIECE + _SHORTEST:
+    if len(flat) < PIECE + _SHORTEST or flat.device.type != "cpu":
         yield flat
         return
     starts = list(range(0, len(flat) - _SHORTEST + 1, PIECE))

@@ -109,9 +109,10 @@ def magnitudes(grads: Grads) -> list[float]:
         if grad is None or grad.numel() == 0:
             found.append(0.0)
             continue
-        flat = in_memory_order(grad)
+        flat = grad if grad.is_contiguous() else in_memory_order(grad)
         # One pass, where abs().max() takes three. Both are NaN if one element is.
-        low, high = (x.item() for x in torch.aminmax(grad if flat is None else flat))
+        extremes = torch.aminmax(grad if flat is None else flat)
+        low, high = extremes.min.item(), extremes.max.item()
         if not (math.isfinite(low) and math.isfinite(high)):
             raise NonFiniteGradientError(index)
         found.append(max(abs(low), abs(high)))

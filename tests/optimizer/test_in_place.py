@@ -12,7 +12,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradguard import AddGaussian, Grads, GradTransform, Identity, State, chain, guard
+from gradguard import (
+    AddGaussian,
+    ClipByGlobalNorm,
+    ErrorFeedback,
+    Grads,
+    GradTransform,
+    Identity,
+    KeepTopK,
+    NonFiniteGradientError,
+    State,
+    chain,
+    guard,
+)
 from gradguard.core import InPlace
 from gradguard.finite import check_finite
 from gradguard.optimizer import GuardedOptimizer
@@ -230,9 +242,7 @@ def test_an_update_that_fails_after_writing_state_closes_the_guard(
     p, optimizer, _ = _failed_after_writing_state()
     before = p.detach().clone()
     _differentiate(p, optimizer)
-    with pytest.raises(
-        RuntimeError, match=r"half way.*too large to send.*reset\(\)"
-    ):
+    with pytest.raises(RuntimeError, match=r"half way.*too large to send.*reset\(\)"):
         action(optimizer)
     assert torch.equal(p, before)
 
@@ -312,6 +322,25 @@ def test_a_failure_before_anything_was_written_changes_nothing() -> None:
     on[0] = False
     optimizer.step()
     assert p.tolist() == [-2.0, -2.0]
+
+
+def test_a_refused_gradient_is_unwritten_and_training_goes_on_without_a_reset() -> None:
+    model = network()
+    defence = chain(ClipByGlobalNorm(0.1), ErrorFeedback(KeepTopK(0.5)), AddGaussian(0.1))
+    optimizer = guard(torch.optim.SGD(model.parameters(), lr=0.1), defence)
+    train(model, optimizer, steps=1)
+    saved = optimizer.state_dict()
+    backward(model, optimizer)
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    grads[-1][0] = float("nan")
+    before = [g.nan_to_num(7.0) for g in grads]
+    with pytest.raises(NonFiniteGradientError):
+        optimizer.step()
+    assert same(before, [g.nan_to_num(7.0) for g in grads])
+    kept, now = (s["gradguard"] for s in (saved, optimizer.state_dict()))
+    assert same(kept["1:ErrorFeedback"]["memory"], now["1:ErrorFeedback"]["memory"])
+    assert torch.equal(kept["2:AddGaussian"]["rng"], now["2:AddGaussian"]["rng"])
+    train(model, optimizer, steps=1)
 
 
 def test_in_place_training_is_bitwise_training_through_the_pure_update() -> None:
