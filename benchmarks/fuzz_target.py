@@ -34,9 +34,9 @@ class Target:
         self._refusals: Counter[str] = Counter()
 
     def __call__(self, data: bytes) -> None:
-        start = time.perf_counter()
+        start = time.process_time()  # other processes on the machine do not count
         refusal = check(data)
-        self._slowest = max(self._slowest, time.perf_counter() - start)
+        self._slowest = max(self._slowest, time.process_time() - start)
         self._inputs += 1
         if refusal is None:
             self._accepted += 1

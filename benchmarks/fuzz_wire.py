@@ -50,7 +50,7 @@ def main(inputs: int = INPUTS, seed: int = 1, engine: str | None = None) -> bool
                 f"{sum(refusals.values()):,}, {len(refusals)}",
             ],
             ["branches reached in gradguard.wire", edges[-1] if edges else "not known"],
-            ["slowest input, seconds", f"{found.get('slowest', 0):.3f}"],
+            ["slowest input, seconds of CPU", f"{found.get('slowest', 0):.3f}"],
             ["memory of the process at most, MB", f"{found.get('peak_mb', 0):.0f}"],
             ["defects", "none" if done.returncode == 0 else f"exit code {done.returncode}"],
         ],
