@@ -120,7 +120,7 @@ def _laplace(size: int, rng: torch.Generator) -> Tensor:
     uniform = scratch("noise", size, torch.float64, device=_CPU)
     uniform.uniform_(generator=rng).mul_(2)
     positive = uniform < 1
-    magnitude = torch.log1p(-torch.where(positive, uniform, uniform - 1))  # of a value in [0, 1)
+    magnitude = uniform.frac_().neg_().log1p_()
     return torch.where(positive, -magnitude, magnitude)
 
 
