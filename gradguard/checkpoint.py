@@ -11,7 +11,25 @@ from typing import Any
 
 from torch import Tensor
 
-from gradguard.core import State
+from gradguard.core import Chain, GradTransform, State
+
+
+def labelled(transform: GradTransform, state: State) -> State:
+    """As of a chain of one: the states of many transforms look alike without their names.
+
+    >>> from gradguard.sign import Sign
+    >>> labelled(Sign(), {})
+    {'0:Sign': {}}
+    """
+    return state if isinstance(transform, Chain) else {f"0:{type(transform).__name__}": state}
+
+
+def unlabelled(transform: GradTransform, state: State) -> State:
+    """The state that :func:`labelled` was given."""
+    if isinstance(transform, Chain):
+        return state
+    held: State = state[f"0:{type(transform).__name__}"]
+    return held
 
 
 def cloned(state: State) -> State:

@@ -1,7 +1,7 @@
 """One update of a guard: the transform works where the gradients lie, if that is safe.
 
 ``p.grad`` and the guard's state belong to the guard, so they are given up to a transform that has
-``update_``. Gradients that share memory are not: they go through the pure ``update``.
+``update_``. Where two of these tensors share memory they go through the pure ``update`` instead.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 
 from gradguard.aliasing import disjoint, storages, unaliased
 from gradguard.core import Grads, GradTransform, State, update_in_place
-from gradguard.freshness import versions
+from gradguard.freshness import tensors_in, versions
 from gradguard.guard_checks import check_form
 from gradguard.randomness import has_randomness
 
@@ -21,7 +21,7 @@ def transformed(transform: GradTransform, raw: Grads, state: State) -> tuple[Gra
     A defended gradient that *is* the raw tensor was transformed where it lies. ``raw`` and
     ``state`` are given up; if this raises, :class:`Before` tells whether they are still whole.
     """
-    if disjoint(raw):
+    if disjoint([*raw, *tensors_in(state)]):
         defended, new = update_in_place(transform, list(raw), state)
     else:
         defended, new = transform.update(list(raw), state)

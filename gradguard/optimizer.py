@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradguard.checkpoint import check_structure, cloned, extended, moved
+from gradguard.checkpoint import check_structure, cloned, extended, labelled, moved, unlabelled
 from gradguard.closures import step_with
-from gradguard.core import Chain, Grads, GradTransform, State
+from gradguard.core import Grads, GradTransform, State
 from gradguard.finite import NonFiniteGradientError
 from gradguard.freshness import Fingerprint, fingerprint, unchanged
 from gradguard.guard_checks import STALE, check_dense, check_params, check_whole, check_wrappable
@@ -223,24 +223,15 @@ class GuardedOptimizer(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's state and a copy of the guard's, under the key ``gradguard``."""
         check_whole(self._failure)
-        return {**self.inner.state_dict(), _KEY: cloned(self._labelled(self.guard_state))}
+        return {**self.inner.state_dict(), _KEY: cloned(labelled(self.transform, self.guard_state))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load both states; a checkpoint of another chain of transforms raises ``ValueError``."""
-        expected = self._labelled(self.transform.init(self._named()))
+        expected = labelled(self.transform, self.transform.init(self._named()))
         check_structure(state_dict.get(_KEY), expected)
         self.inner.load_state_dict({k: v for k, v in state_dict.items() if k != _KEY})
-        state = moved(state_dict[_KEY], expected)
-        self.guard_state = state if isinstance(self.transform, Chain) else state[self._label]
+        self.guard_state = unlabelled(self.transform, moved(state_dict[_KEY], expected))
         self._failure = None
-
-    @property
-    def _label(self) -> str:
-        return f"0:{type(self.transform).__name__}"
-
-    def _labelled(self, state: State) -> State:
-        # As a chain of one: the states of many transforms look alike without their names.
-        return state if isinstance(self.transform, Chain) else {self._label: state}
 
     def _params(self) -> list[Tensor]:
         return [p for group in self.inner.param_groups for p in group["params"]]

@@ -212,6 +212,18 @@ def test_gradients_in_one_memory_that_should_differ_are_refused() -> None:
         optimizer.release()
 
 
+def test_a_gradient_that_lies_in_the_state_is_not_transformed_in_place() -> None:
+    p, optimizer = _one(Accumulates())
+    _differentiate(p, optimizer)
+    optimizer.release()
+    p.grad = optimizer.guard_state["memory"][0]
+    p.grad.add_(1.0)  # the memory holds 3 now, and the gradient is the same 3
+    optimizer.release()
+    assert p.grad.tolist() == [6.0, 6.0]
+    assert optimizer.guard_state["memory"][0] is not p.grad
+    assert optimizer.guard_state["memory"][0].tolist() == [6.0, 6.0]
+
+
 def _failed_after_writing_state() -> tuple[nn.Parameter, GuardedOptimizer, list[bool]]:
     on = [False]
     p, optimizer = _one(chain(Accumulates(), Fails(on)))
