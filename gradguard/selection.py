@@ -30,7 +30,8 @@ _RUN_ON_ACCELERATOR = 2**26  # there every look costs a wait for the device
 _SAMPLES = 2**16
 _LEAST_STRIDE = 65  # a short gradient is searched as a whole rather than sampled densely
 _FEW = 2**16  # so many candidates need no thinning out
-_SMALL = 2**15  # elements of a tensor that is looked at together with others
+_SMALL = 2**15  # elements of a tensor that is looked at together with others:
+_TOGETHER = 2**16  # so many elements of them
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -185,7 +186,7 @@ def _plan(numbers: Numbers, indices: Sequence[int]) -> Iterator[list[tuple[int, 
             yield from ([(index, at, min(size, at + step))] for at in range(0, size, step))
         elif size:
             kind = tuple((part.dtype, part.device) for part in parts)
-            if sizes.get(kind, 0) + size > _RUN:
+            if sizes.get(kind, 0) + size > _TOGETHER:
                 yield waiting.pop(kind)
                 sizes[kind] = 0
             waiting.setdefault(kind, []).append((index, 0, size))
