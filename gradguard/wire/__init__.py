@@ -1,4 +1,7 @@
-"""Messages as bytes: ``encode``, ``decode`` and ``inspect``, for a wire that nobody guards."""
+"""Messages as bytes: ``encode``, ``decode`` and ``inspect``, for a wire that nobody guards.
+
+The layout is in docs/wire.md.
+"""
 
 from gradguard.wire.decoder import decode as decode
 from gradguard.wire.encoder import encode as encode
