@@ -45,10 +45,7 @@ def gradients(name: str, *, last: int = 1) -> list[Gradients]:
         loss = nn.functional.cross_entropy(model(images), targets[rows])
         loss.backward()  # type: ignore[no-untyped-call]
         if step >= STEPS - last:
-            kept.append({n: p.grad.clone() for n, p in _trainable(model)})
+            named = model.named_parameters()
+            kept.append({n: p.grad.clone() for n, p in named if p.grad is not None})
         optimizer.step()
     return kept
-
-
-def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(name, p) for name, p in model.named_parameters() if p.grad is not None]

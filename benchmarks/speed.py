@@ -32,8 +32,10 @@ from gradguard import (
     Sign,
     wire,
 )
+from gradguard.casting import Format
 from gradguard.core import Grads, InPlace, State
-from gradguard.selection import select_top_k
+from gradguard.selection import Numbers, largest
+from gradguard.sparsification import kept_of
 
 RESULTS = Path("build/bench.json")
 REPEATS = 9
@@ -41,7 +43,7 @@ COPY, NORMAL = "copy_", "normal_"
 RATIOS = (0.001, 0.01, 0.1)
 TOP_K = dict(zip(RATIOS, (6.0, 8.0, 16.0), strict=True))
 DGC = {0.001: (9.0, 10.0), 0.01: (11.0, 13.0)}  # to tensors, to bytes
-CASTS = ("float16", "bfloat16", "float8_e4m3fn")
+CASTS: tuple[Format, ...] = ("float16", "bfloat16", "float8_e4m3fn")
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,9 @@ def _sparse(bench: Bench) -> dict[str, Operation]:
 
 
 def _selection(bench: Bench, ratio: float) -> Work:
-    return lambda: select_top_k(bench.warm, ratio)
+    flat = [g.view(-1) for g in bench.warm]
+    count = kept_of(ratio, sum(map(len, flat)))
+    return lambda: largest(Numbers((flat,), lambda part: part, flat), count)
 
 
 def _memory(model: str) -> Result:
