@@ -1,12 +1,11 @@
 """Sorted indices, as the gaps between them.
 
 Gaps are split into planes, all low bytes first, then all second bytes: every plane is then
-compressed by itself. Most high bytes are zero and cost next to nothing.
+compressed by itself. Most high bytes are zero and cost next to nothing. Long planes are compressed
+in pieces: some layers are sent in part, others nearly not at all, and each has its own statistics.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from gradguard.wire.errors import WireError
 from gradguard.wire.reader import Reader
 
 _MOST_PLANES = 6  # gaps of up to 2**48
+_PIECE = 2**15  # indices; shorter ones gain nothing more, measured on gradients of a ResNet
 
 Indices = NDArray[np.int64]
 
@@ -27,7 +27,8 @@ def encode_indices(indices: Indices, *, portable: bool) -> bytes:
     out = [bytes((planes,))]
     for place in range(planes):
         plane = (gaps >> (8 * place)).astype(np.uint8)
-        out.append(section(plane, portable=portable))
+        for start in range(0, len(plane), _PIECE):
+            out.append(section(plane[start : start + _PIECE], portable=portable))
     return b"".join(out)
 
 
@@ -38,8 +39,7 @@ def decode_indices(reader: Reader, *, count: int, size: int) -> Indices:
         raise WireError(f"gaps have 1 to {_MOST_PLANES} planes, got {planes}")
     gaps = np.zeros(count, dtype=np.int64)
     for place in range(planes):
-        stored = read_section(reader, size=count, what="a plane of gaps")
-        plane: NDArray[Any] = np.frombuffer(stored, dtype=np.uint8)
+        plane = _read_plane(reader, count)
         if place and place == planes - 1 and not plane.any():
             raise WireError("the last plane of gaps must not be zero all over")
         gaps |= plane.astype(np.int64) << (8 * place)
@@ -52,3 +52,12 @@ def decode_indices(reader: Reader, *, count: int, size: int) -> Indices:
     if count and found[-1] >= size:
         raise WireError(f"an index must be less than {size}, got {found[-1]}")
     return found
+
+
+def _read_plane(reader: Reader, count: int) -> NDArray[np.uint8]:
+    plane = np.empty(count, dtype=np.uint8)
+    for start in range(0, count, _PIECE):
+        piece = plane[start : start + _PIECE]
+        stored = read_section(reader, size=len(piece), what="a plane of gaps")
+        piece[:] = np.frombuffer(stored, dtype=np.uint8)
+    return plane

@@ -90,7 +90,11 @@ def _record(head: Stream) -> tuple[str, torch.dtype, tuple[int, ...], int, int, 
 
 
 def _gaps(stream: Stream, count: int) -> list[int]:
-    planes = [stream.section() for _ in range(stream.byte())] if count else []
+    pieces = -(-count // 2**15)
+    planes = [
+        b"".join(stream.section() for _ in range(pieces))
+        for _ in range(stream.byte() if count else 0)
+    ]
     return [sum(plane[i] << 8 * p for p, plane in enumerate(planes)) for i in range(count)]
 
 
