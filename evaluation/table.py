@@ -16,8 +16,8 @@ from gradguard.evaluation.metrics import Interval
 from gradguard.evaluation.report import Report, Row
 from gradguard.evaluation.sentences import cell_words, closing_line, knowledge_line, tone
 
-PIPE_WIDTH = 100
-"""Columns where the output is no terminal; rich would take 80 and cut the names."""
+PIPE_WIDTH = 106
+"""Columns where the output is no terminal; rich would take 80 and cut names."""
 
 STYLES = {"leaks": "red", "unclear": "yellow", "quiet": "green"}
 
