@@ -104,8 +104,8 @@ def _made_up() -> Iterator[tuple[str, bytes]]:
     few, sparse = torch.randn(5, generator=rng), torch.zeros(20, 100)
     sparse.view(-1)[torch.randperm(2000, generator=rng)[:40]] = 1.0
     low = torch.randn(30, 1, generator=rng) @ torch.randn(1, 40, generator=rng)
-    regular = torch.zeros(2**19, dtype=torch.uint8)
-    regular[::9] = 1  # more indices than are compressed in one piece
+    regular = torch.zeros(2**20, dtype=torch.uint8)
+    regular[::17] = 1  # more indices than are compressed in one piece
     odd["regular"] = {"w": regular}
     odd["palette"] = {"w": few[torch.randint(5, (20, 30), generator=rng)]}
     odd["sparse"] = {"w": sparse, "v": sparse.half().double()}
