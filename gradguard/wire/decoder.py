@@ -73,11 +73,6 @@ def _check_size(header: Header, max_bytes: int) -> None:
             f"these tensors take {total} bytes in memory, and max_bytes is {max_bytes}; raise it "
             "if the sender can be trusted"
         )
-    if 8 * header.drawn > max_bytes:
-        raise WireError(
-            f"{header.drawn} drawn coordinates take {8 * header.drawn} bytes in memory, and "
-            f"max_bytes is {max_bytes}"
-        )
 
 
 class _Shared:

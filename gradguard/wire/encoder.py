@@ -16,6 +16,7 @@ from gradguard.wire.factors import TAG as FACTORS
 from gradguard.wire.factors import encode_factors
 from gradguard.wire.formats import Bits, Format, bits_of, format_of
 from gradguard.wire.header import (
+    INDEX_BYTES,
     MOST_TENSORS,
     Header,
     Pool,
@@ -65,7 +66,7 @@ def encode(
         message: Tensors by name: floating point (8 to 64 bits), integer or bool.
         mask_seed: The seed with which ``KeepRandomK`` drew what this message keeps. Indices are
             then left out and drawn again by the receiver. If a value that is not zero lies
-            elsewhere, the seed is ignored and indices are sent.
+            elsewhere, or more than one coordinate for every 8 bytes was drawn, it is ignored.
         factors: ``(p, q)`` for tensors that are ``outer_sum(p, q)``, by name. Where they are not,
             bit by bit, the factors are ignored and the values are sent.
         portable: Do not compress with zstd, which a receiver without the extra
@@ -85,6 +86,10 @@ def encode(
     if len(entries) > MOST_TENSORS:
         raise WireError(f"a message has at most {MOST_TENSORS} tensors, got {len(entries)}")
     coordinates = None if mask_seed is None else covering(mask_seed, [e.bits for e in entries])
+    if coordinates is not None and INDEX_BYTES * len(coordinates) > sum(
+        entry.bits.nbytes for entry in entries
+    ):
+        coordinates = None  # a reader would need more memory for them than for the tensors
     if mask_seed is not None and coordinates is not None:
         with np.errstate(all="ignore"):
             found = list(_drawn(entries, coordinates))

@@ -16,6 +16,7 @@ MOST_TENSORS = 2**16
 MOST_NAME_BYTES = 2**12
 MOST_DIMENSIONS = 64  # torch has no more
 MOST_ELEMENTS = 2**48
+INDEX_BYTES = 8  # of one coordinate in memory
 _MOST_HEADER_BYTES = 2**24
 
 
@@ -72,6 +73,11 @@ class Header:
     def end_to_end(self, support: Support) -> int:
         """Elements of all tensors that are sent in this way."""
         return sum(record.size for record in self.records if record.support is support)
+
+    def bytes_of(self, support: Support) -> int:
+        """Bytes in memory of all tensors that are sent in this way."""
+        found = (record for record in self.records if record.support is support)
+        return sum(record.size * record.fmt.size for record in found)
 
 
 def encode_header(header: Header) -> bytes:
@@ -163,8 +169,10 @@ def _check(header: Header, left: int) -> None:
     for pool in header.pools:
         if pool.count > sum(r.size for r in header.records if r.fmt == pool.fmt):
             raise WireError(f"a pool holds {pool.count} values, more than its tensors have")
-    if header.drawn > header.end_to_end(Support.SEED):
-        raise WireError(f"{header.drawn} coordinates drawn are more than there are elements")
+    if INDEX_BYTES * header.drawn > header.bytes_of(Support.SEED):
+        raise WireError(
+            f"{header.drawn} coordinates drawn take more memory than the tensors they are drawn for"
+        )
 
 
 def check_record(name: str, shape: Sequence[int]) -> None:

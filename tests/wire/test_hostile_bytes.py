@@ -171,8 +171,8 @@ REFUSED: dict[str, tuple[bytes, str]] = {
         header(record(64, support=Support.INDICES), indices=9, index_bytes=0), "one in eight"),
     "2**40 indices": (
         header(record(2**43, support=Support.INDICES), indices=2**40, index_bytes=0), "max_bytes"),
-    "2**40 drawn": (header(record(2**40, support=Support.SEED), drawn=2**40), "max_bytes"),
-    "drawn beyond the end": (header(record(4, support=Support.SEED), drawn=5), "more than"),
+    "2**40 drawn": (header(record(2**40, support=Support.SEED), drawn=2**39), "max_bytes"),
+    "drawn beyond the end": (header(record(4, support=Support.SEED), drawn=3), "more memory than"),
     "a pool beyond its tensors": (header(record(4), pools=(Pool(FLOAT32, 5, 0),)), "more than"),
     "an index beyond the end": (
         header(record(64, support=Support.INDICES), indices=1, index_bytes=4)

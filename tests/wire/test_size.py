@@ -136,6 +136,16 @@ def test_a_seed_takes_the_place_of_indices(hidden: int) -> None:
     assert hidden > 1 or len(data) < 0.85 * len(encode(message))
 
 
+def test_a_seed_for_more_than_half_is_ignored_and_a_tight_limit_suffices() -> None:
+    for ratio, seeded in ((0.4, True), (0.6, False)):
+        transform = KeepRandomK(ratio)
+        (out,), state = transform.update([normal()], transform.init([normal()]))
+        assert out is not None
+        data = encode({"w": out}, mask_seed=int(state["mask_seed"]) % 2**64)
+        assert inspect(data).tensors[0].codec.startswith("seed") is seeded
+        assert same(decode(data, max_bytes=4 * SIZE), {"w": out})
+
+
 def test_a_seed_of_another_message_is_ignored() -> None:
     message = sent(KeepRandomK(0.01))
     assert encode(message, mask_seed=3) == encode(message)
