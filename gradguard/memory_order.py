@@ -44,6 +44,21 @@ def row_major(tensor: Tensor, positions: NDArray[np.int64]) -> NDArray[np.int64]
     return np.asarray(found, dtype=np.int64)
 
 
+def from_row_major(tensor: Tensor, places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where in the flat view elements lie whose places in row-major order are given.
+
+    >>> import torch
+    >>> from_row_major(torch.zeros(2, 3).t(), np.array([0, 2, 4, 1]))
+    array([0, 1, 2, 3])
+    """
+    if tensor.is_contiguous():
+        return places
+    order = _order(tensor)
+    along = np.unravel_index(places, tensor.shape)
+    found = np.ravel_multi_index([along[d] for d in order], [tensor.shape[d] for d in order])
+    return np.asarray(found, dtype=np.int64)
+
+
 def _order(tensor: Tensor) -> list[int]:
     """Dimensions from the slowest in memory to the fastest."""
     strides = tensor.stride()

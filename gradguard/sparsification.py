@@ -15,8 +15,8 @@ from gradguard.core import Grads, Reads, State
 from gradguard.elementwise import restore, widen
 from gradguard.finite import check_finite
 from gradguard.fused import choose, flat_views
-from gradguard.memory_order import in_memory_order
-from gradguard.random_coordinates import draw_coordinates
+from gradguard.memory_order import from_row_major, in_memory_order
+from gradguard.random_coordinates import Coordinates, draw_coordinates
 from gradguard.randomness import fresh_rng, generator
 from gradguard.selection import Numbers, Stretch, largest
 
@@ -144,7 +144,7 @@ class KeepRandomK:
         return _put(_zeroed(grads), drawn), state
 
     def _drawn(self, grads: Grads, state: State) -> tuple[list[_Sent], State]:
-        """For every gradient the positions drawn in it, row-major, and what is sent of them."""
+        """For every gradient the places drawn in it, row-major, and what is sent of them."""
         check_finite(grads)
         rng = generator(state["rng"])
         seed = _mask_seed(rng)
@@ -156,16 +156,16 @@ class KeepRandomK:
         bounds = np.searchsorted(drawn, offsets)
         sent: list[_Sent] = []
         for i, grad in enumerate(grads):
-            positions = torch.from_numpy(drawn[bounds[i] : bounds[i + 1]] - offsets[i])
-            if grad is not None and positions.numel():
-                positions = positions.to(grad.device)
-                kept = widen(torch.take(grad.detach(), positions)) * (size / count)
+            places = drawn[bounds[i] : bounds[i + 1]] - offsets[i]
+            if grad is not None and len(places):
+                where = torch.from_numpy(places).to(grad.device)
+                kept = widen(torch.take(grad.detach(), where)) * (size / count)
                 # Adding zero turns -0.0 into 0.0, which tells no sign.
-                sent.append((i, positions, restore(kept, kept.to(grad.dtype), index=i) + 0.0))
+                sent.append((i, places, restore(kept, kept.to(grad.dtype), index=i) + 0.0))
         return sent, state
 
 
-_Sent = tuple[int, Tensor, Tensor]
+_Sent = tuple[int, Coordinates, Tensor]
 
 
 def _mask_seed(rng: torch.Generator) -> int:
@@ -176,10 +176,14 @@ def _mask_seed(rng: torch.Generator) -> int:
 
 
 def _put(grads: Grads, sent: Sequence[_Sent]) -> Grads:
-    for index, positions, values in sent:
+    """Write what is sent into gradients of zeros without gaps."""
+    for index, places, values in sent:
         grad = grads[index]
         assert grad is not None
-        grad.detach().put_(positions, values)
+        flat = in_memory_order(grad)
+        assert flat is not None
+        where = torch.from_numpy(from_row_major(grad, places)).to(grad.device)
+        flat.scatter_(0, where, values)  # not put_, which deterministic mode refuses
     return grads
 
 

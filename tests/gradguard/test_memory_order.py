@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradguard.memory_order import in_memory_order, row_major
+from gradguard.memory_order import from_row_major, in_memory_order, row_major
 
 DENSE = {
     "contiguous": torch.arange(24.0).view(2, 3, 4),
@@ -27,6 +27,7 @@ def test_a_flat_view_shares_memory_and_row_major_says_where_its_elements_stand(n
     places = row_major(tensor, np.arange(tensor.numel()))
     expected = tensor.reshape(-1)[torch.from_numpy(places)]
     assert torch.equal(flat, expected)
+    assert from_row_major(tensor, places).tolist() == list(range(tensor.numel()))
 
 
 @pytest.mark.parametrize(

@@ -214,3 +214,19 @@ def test_on_a_gpu_the_result_is_the_same(transform: GradTransform) -> None:
             assert a is not None
             assert b is not None
             assert torch.equal(a, b.cpu())
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [KeepTopK(0.1), KeepRandomK(0.1), ErrorFeedback(KeepTopK(0.1)),
+     MomentumCorrection(0.9, KeepTopK(0.1))],
+    ids=repr,
+)  # fmt: skip
+def test_nothing_is_refused_in_torchs_deterministic_mode(transform: GradTransform) -> None:
+    grads: Grads = [torch.ones(4, 3, 2, 2).to(memory_format=torch.channels_last), torch.ones(50)]
+    state = transform.init([g for g in grads if g is not None])
+    torch.use_deterministic_algorithms(True)
+    try:
+        transform.update(grads, state)
+    finally:
+        torch.use_deterministic_algorithms(False)
