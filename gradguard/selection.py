@@ -155,8 +155,10 @@ def _bracket(numbers: Numbers, indices: Sequence[int], count: int) -> tuple[floa
     low, high = int(expected + spread), int(expected - spread)
     places = [len(sample) - rank for rank in (low, high) if 0 < rank < len(sample)]
     ranked = np.partition(sample, places) if places else sample
+    least = float(ranked[len(sample) - low]) if low < len(sample) else 0.0
+    # Where even this is NaN or infinite no bound must hide what has to be refused.
     return (
-        float(ranked[len(sample) - low]) if low < len(sample) else 0.0,
+        least if math.isfinite(least) else 0.0,
         ranked[len(sample) - high] if high > 0 else math.inf,
     )
 

@@ -143,6 +143,18 @@ def test_a_number_that_is_not_finite_is_refused_with_its_tensor(
     assert caught.value.index == index
 
 
+@pytest.mark.parametrize("bits", [0x7F800001, -0x00000001, 0x7F800000, 0x7FC00000])
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.01])
+def test_any_nan_is_refused_however_many_there_are(bits: int, share: float) -> None:
+    """Also with payloads below that of the NaN that arithmetic makes."""
+    flat = torch.randn(BIG)
+    flat.view(torch.int32)[: int(share * BIG)] = bits
+    flat = flat[torch.randperm(BIG, generator=torch.Generator().manual_seed(2))]
+    for count in (1, BIG // 100, BIG):
+        with pytest.raises(OverflowInSelectionError):
+            largest(_plain(flat), count)
+
+
 def test_an_overflowing_sum_is_refused() -> None:
     terms = ([torch.tensor([3e38])], [torch.tensor([3e38])])
     with pytest.raises(OverflowInSelectionError):
