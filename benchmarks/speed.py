@@ -32,10 +32,10 @@ from gradguard import (
     Sign,
     wire,
 )
-from gradguard.casting import Format
 from gradguard.core import Grads, InPlace, State
-from gradguard.selection import Numbers, largest
-from gradguard.sparsification import kept_of
+from gradguard.kernels.selection import Numbers, largest
+from gradguard.transforms.casting import Format
+from gradguard.transforms.sparsification import kept_of
 
 RESULTS = Path("build/bench.json")
 REPEATS = 9

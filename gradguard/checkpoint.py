@@ -17,7 +17,7 @@ from gradguard.core import Chain, GradTransform, State
 def labelled(transform: GradTransform, state: State) -> State:
     """As of a chain of one: the states of many transforms look alike without their names.
 
-    >>> from gradguard.sign import Sign
+    >>> from gradguard.transforms.sign import Sign
     >>> labelled(Sign(), {})
     {'0:Sign': {}}
     """

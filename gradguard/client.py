@@ -43,7 +43,7 @@ class Client:
 
     ``params`` are the copied model's trainable parameters, in the order of ``names``.
 
-    >>> from gradguard.sign import Sign
+    >>> from gradguard.transforms.sign import Sign
     >>> client = Client(nn.Linear(3, 2), Sign())
     >>> {name: g.shape for name, g in client(torch.ones(4, 3), torch.tensor([0, 1, 1, 1])).items()}
     {'weight': torch.Size([2, 3]), 'bias': torch.Size([2])}

@@ -62,7 +62,7 @@ class Defense:
             secure aggregation. gradguard does not aggregate: it is what the evaluation takes to
             be so, and what :meth:`attach` asks to be assured of.
 
-    >>> from gradguard.sparsification import KeepTopK
+    >>> from gradguard.transforms.sparsification import KeepTopK
     >>> print(Defense("top-k", transform=KeepTopK(0.01)).to_toml(), end="")
     name = "top-k"
     transform = [

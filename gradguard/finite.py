@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gradguard.core import Grads
-from gradguard.memory_order import in_memory_order
+from gradguard.kernels.memory_order import in_memory_order
 
 
 class NonFiniteGradientError(ArithmeticError):

@@ -23,7 +23,7 @@ from gradguard.freshness import Fingerprint, fingerprint, unchanged
 from gradguard.guard_checks import STALE, check_dense, check_params, check_whole, check_wrappable
 from gradguard.in_place import Before, transformed, write_back
 from gradguard.randomness import reseeded
-from gradguard.routing import NamedParameters, named_parameters
+from gradguard.transforms.routing import NamedParameters, named_parameters
 
 _KEY = "gradguard"
 
@@ -39,7 +39,7 @@ def guard(
         model: Where parameter names come from. Needed by ``Only`` and ``Withhold`` unless the
             optimizer was built from ``model.named_parameters()``.
 
-    >>> from gradguard.sign import Sign
+    >>> from gradguard.transforms.sign import Sign
     >>> layer = nn.Linear(2, 1)
     >>> optimizer = guard(torch.optim.SGD(layer.parameters(), lr=0.1), Sign(), model=layer)
     >>> layer(torch.tensor([[1.0, 3.0]])).sum().backward()

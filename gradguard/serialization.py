@@ -14,19 +14,19 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from gradguard.casting import Cast
-from gradguard.clipping import ClipByGlobalNorm, ClipByValue
 from gradguard.core import Chain, GradTransform, Identity, chain
-from gradguard.error_feedback import ErrorFeedback
-from gradguard.low_rank import LowRank
-from gradguard.momentum_correction import MomentumCorrection
-from gradguard.noise import AddGaussian, AddLaplace
-from gradguard.quantization import Quantize
-from gradguard.routing import Only, Withhold
-from gradguard.sign import Sign
-from gradguard.sparsification import KeepRandomK, KeepTopK
-from gradguard.ternary import Ternary
-from gradguard.warm_up import WarmUp
+from gradguard.transforms.casting import Cast
+from gradguard.transforms.clipping import ClipByGlobalNorm, ClipByValue
+from gradguard.transforms.error_feedback import ErrorFeedback
+from gradguard.transforms.low_rank import LowRank
+from gradguard.transforms.momentum_correction import MomentumCorrection
+from gradguard.transforms.noise import AddGaussian, AddLaplace
+from gradguard.transforms.quantization import Quantize
+from gradguard.transforms.routing import Only, Withhold
+from gradguard.transforms.sign import Sign
+from gradguard.transforms.sparsification import KeepRandomK, KeepTopK
+from gradguard.transforms.ternary import Ternary
+from gradguard.transforms.warm_up import WarmUp
 
 Plain = dict[str, dict[str, Any]]
 
@@ -44,7 +44,7 @@ TRANSFORMS: dict[str, type[Any]] = {
 def transform_to_plain(transform: GradTransform) -> Plain | list[Plain]:
     """A transform as dicts, lists, strings and numbers: a table, or a list of them for a chain.
 
-    >>> from gradguard.sparsification import KeepTopK
+    >>> from gradguard.transforms.sparsification import KeepTopK
     >>> transform_to_plain(ErrorFeedback(KeepTopK(0.01)))
     {'ErrorFeedback': {'transform': {'KeepTopK': {'ratio': 0.01, 'scope': 'global'}}}}
     """

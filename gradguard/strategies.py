@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from gradguard.core import Grads, GradTransform, chain
-from gradguard.error_feedback import ErrorFeedback
-from gradguard.momentum_correction import MomentumCorrection
-from gradguard.routing import Only, Withhold
 from gradguard.serialization import TRANSFORMS
-from gradguard.warm_up import WarmUp
+from gradguard.transforms.error_feedback import ErrorFeedback
+from gradguard.transforms.momentum_correction import MomentumCorrection
+from gradguard.transforms.routing import Only, Withhold
+from gradguard.transforms.warm_up import WarmUp
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy

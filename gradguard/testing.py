@@ -4,10 +4,10 @@
 ``grads()`` and ``transforms()`` are hypothesis strategies and need ``gradguard[test]``.
 """
 
-from gradguard.laws import LAWS as LAWS
-from gradguard.laws import LawBrokenError as LawBrokenError
-from gradguard.laws import check_transform as check_transform
-from gradguard.laws import example_parameters as example_parameters
+from gradguard.laws.suite import LAWS as LAWS
+from gradguard.laws.suite import LawBrokenError as LawBrokenError
+from gradguard.laws.suite import check_transform as check_transform
+from gradguard.laws.suite import example_parameters as example_parameters
 from gradguard.strategies import grads as grads
 from gradguard.strategies import transforms as transforms
 from gradguard.unbiasedness import check_unbiased as check_unbiased

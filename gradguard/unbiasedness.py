@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gradguard.core import GradTransform
-from gradguard.laws import LawBrokenError
+from gradguard.laws.suite import LawBrokenError
 from gradguard.randomness import reseeded
 
 
@@ -25,7 +25,7 @@ def check_unbiased(
         LawBrokenError: The mean is elsewhere, or is no number.
         ValueError: There are fewer than 100 draws, too few to tell.
 
-    >>> from gradguard.ternary import Ternary
+    >>> from gradguard.transforms.ternary import Ternary
     >>> check_unbiased(Ternary(), grad=torch.tensor([1.0, -0.2]), draws=500)
     """
     if draws < 100:

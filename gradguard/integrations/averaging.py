@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradguard.core import Grads
 from gradguard.integrations.held_buckets import HeldBuckets
-from gradguard.routing import NamedParameters
+from gradguard.transforms.routing import NamedParameters
 from gradguard.wire import WireError, decode
 
 _SLACK = 2**20  # bytes beyond the gradient that a decoded message may take

@@ -28,7 +28,7 @@ from gradguard.integrations.rank_reports import (
     stream_fingerprint,
 )
 from gradguard.randomness import reseeded
-from gradguard.routing import NamedParameters
+from gradguard.transforms.routing import NamedParameters
 
 Exchange = Literal["dense", "wire"]
 

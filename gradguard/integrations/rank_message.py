@@ -13,7 +13,7 @@ from gradguard.aliasing import storages, unaliased
 from gradguard.core import Grads, GradTransform, State
 from gradguard.finite import NonFiniteGradientError, check_finite
 from gradguard.guard_checks import check_form
-from gradguard.routing import NamedParameters, named_parameters
+from gradguard.transforms.routing import NamedParameters, named_parameters
 from gradguard.wire.sending import encode_stated
 
 

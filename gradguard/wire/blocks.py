@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gradguard.scratch import scratch
+from gradguard.kernels.scratch import scratch
 
 BLOCK = 2**18
 """Elements of one block; part of the format. The last block of a tensor may be shorter."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradguard.random_coordinates import draw_coordinates
+from gradguard.kernels.random_coordinates import draw_coordinates
 from gradguard.wire.bitmap import decode_bitmap
 from gradguard.wire.byte_planes import decode_planes
 from gradguard.wire.envelope import opened

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from gradguard.random_coordinates import Coordinates
+from gradguard.kernels.random_coordinates import Coordinates
 from gradguard.wire.byte_planes import encode_planes
 from gradguard.wire.envelope import sealed
 from gradguard.wire.errors import WireError

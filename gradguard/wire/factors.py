@@ -1,7 +1,7 @@
 """Low-rank tensors, as the two factors that they are the product of.
 
 The factors cannot be found again in the bits of their product; the sender gives them. They are
-used only where :func:`gradguard.low_rank_product.outer_sum` gives the tensor bit by bit.
+used only where :func:`gradguard.kernels.low_rank_product.outer_sum` gives the tensor bit by bit.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradguard.low_rank_product import outer_sum
+from gradguard.kernels.low_rank_product import outer_sum
 from gradguard.wire.errors import WireError
 from gradguard.wire.formats import (
     FLOAT32,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gradguard.random_coordinates import Coordinates, draw_coordinates
+from gradguard.kernels.random_coordinates import Coordinates, draw_coordinates
 from gradguard.wire.formats import Bits
 
 _SLACK = 4  # at most so many coordinates are drawn for one value that is not zero

@@ -14,8 +14,8 @@ from gradguard import (
     NonFiniteGradientError,
     Sign,
 )
-from gradguard.elementwise import map_present, restore
 from gradguard.finite import check_finite, is_finite
+from gradguard.kernels.elementwise import map_present, restore
 
 
 def test_a_sum_that_overflows_is_not_taken_for_infinity() -> None:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from gradguard import AddGaussian, Grads, Identity, NonFiniteGradientError, State
-from gradguard.elementwise import map_present
 from gradguard.finite import check_finite
+from gradguard.kernels.elementwise import map_present
 from gradguard.randomness import generator, seeded_rng
 from gradguard.strategies import transforms
 from gradguard.testing import LawBrokenError, check_transform

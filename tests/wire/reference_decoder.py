@@ -9,7 +9,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from gradguard.random_coordinates import draw_coordinates
+from gradguard.kernels.random_coordinates import draw_coordinates
 
 DTYPES = {
     1: torch.float64, 2: torch.float32, 3: torch.float16, 4: torch.bfloat16,

@@ -35,7 +35,7 @@ def every_codec() -> dict[str, bytes]:
     product = sum((p[:, k : k + 1] * q[:, k] for k in range(2)), torch.zeros(20, 15))
     assert isinstance(product, Tensor)
     drawn = torch.zeros(400)
-    from gradguard.random_coordinates import draw_coordinates
+    from gradguard.kernels.random_coordinates import draw_coordinates
 
     drawn[torch.from_numpy(draw_coordinates(7, 400, 40))] = 1 + normal[:40].abs()
     return {

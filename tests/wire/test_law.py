@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from torch import Tensor
 
-from gradguard import Cast, KeepRandomK, NamedParameters, laws_on_the_wire
-from gradguard.laws import LAWS, LawBrokenError
-from gradguard.laws_on_the_wire import wire_is_lossless
+from gradguard import Cast, KeepRandomK, NamedParameters
+from gradguard.laws import wire as laws_on_the_wire
+from gradguard.laws.suite import LAWS, LawBrokenError
+from gradguard.laws.wire import wire_is_lossless
 from gradguard.testing import example_parameters
 from gradguard.wire import decode
 

@@ -19,7 +19,7 @@ from gradguard import (
     Ternary,
     chain,
 )
-from gradguard.low_rank_product import outer_sum
+from gradguard.kernels.low_rank_product import outer_sum
 from gradguard.randomness import reseeded
 from gradguard.wire import decode, encode, inspect
 from gradguard.wire.sending import encode_stated

@@ -1,0 +1,1 @@
+"""The laws that every transform obeys; :mod:`gradguard.testing` exports the check."""

@@ -1,0 +1,1 @@
+"""The gradient transforms: one mechanism a module."""
