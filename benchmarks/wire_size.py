@@ -29,8 +29,9 @@ def print_sizes(model: str) -> bool:
     rows, met = [], True
     for name, message in messages.items():
         kept, entropy = _entropy(message.values())
-        encoded = 8 * len(wire.encode(message)) / kept
-        index, whole = encoded - VALUE_BITS, encoded / (entropy + VALUE_BITS)
+        # With equal values next to nothing but the indices is left; names and shapes count.
+        index = 8 * len(wire.encode({n: (g != 0).float() for n, g in message.items()})) / kept
+        whole = 8 * len(wire.encode(message)) / kept / (entropy + VALUE_BITS)
         most = INDEX_BITS.get(name)
         fine = (most is None or index <= most) and (name == "uniform" or whole <= WHOLE)
         met &= fine
