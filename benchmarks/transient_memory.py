@@ -1,4 +1,4 @@
-"""How much memory a step takes beyond gradients and state, in a process of its own.
+"""How much memory a step takes beyond gradients and state, its first included, in a new process.
 
 Linux only: the peak is reset and read in ``/proc/self``. Every larger allocation is made to go back
 to the system when it is freed, or what an earlier one left behind would hide a later one.
@@ -45,6 +45,8 @@ def _main(name: str) -> None:
     grads = [torch.randn(p.shape, generator=rng) for p in params]
     transform = MomentumCorrection(0.9, KeepTopK(0.01))
     state = transform.init(params)
+    tiny = [torch.rand(20_000, generator=rng)]
+    transform.update_(tiny, transform.init(tiny))  # loads code: not what a step takes
     highest = 0
     for _ in range(STEPS):
         for grad in grads:

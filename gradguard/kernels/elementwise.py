@@ -57,18 +57,18 @@ def flattened(grad: Tensor) -> Tensor:
     return flat
 
 
-def pieces(flat: Tensor) -> Iterator[Tensor]:
-    """A flat tensor in runs of about :data:`PIECE` elements; whole where it is not on the CPU.
+def pieces(flat: Tensor, *, size: int = PIECE) -> Iterator[Tensor]:
+    """A flat tensor in runs of about ``size`` elements; whole where it is not on the CPU.
 
     No run is shorter than sixteen unless the whole is.
 
     >>> [len(piece) for piece in pieces(torch.zeros(2 * PIECE + 3))] == [PIECE, PIECE + 3]
     True
     """
-    if len(flat) < PIECE + _SHORTEST or flat.device.type != "cpu":
+    if len(flat) < size + _SHORTEST or flat.device.type != "cpu":
         yield flat
         return
-    starts = list(range(0, len(flat) - _SHORTEST + 1, PIECE))
+    starts = list(range(0, len(flat) - _SHORTEST + 1, size))
     for start, end in zip(starts, [*starts[1:], len(flat)], strict=True):
         yield flat[start:end]
 
