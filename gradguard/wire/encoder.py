@@ -27,7 +27,7 @@ from gradguard.wire.header import (
 )
 from gradguard.wire.indices import encode_indices
 from gradguard.wire.parallel import in_threads
-from gradguard.wire.seeded import covering
+from gradguard.wire.seeded import exact_draw
 from gradguard.wire.support import Coded, coded, survivors
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]
@@ -65,8 +65,11 @@ def encode(
     Args:
         message: Tensors by name: floating point (8 to 64 bits), integer or bool.
         mask_seed: The seed with which ``KeepRandomK`` drew what this message keeps. Indices are
-            then left out and drawn again by the receiver. If a value that is not zero lies
-            elsewhere, or more than one coordinate for every 8 bytes was drawn, it is ignored.
+            then left out and drawn again by the receiver. It is ignored, and indices are sent,
+            unless the coordinates drawn are those of the values that are not zero and no others:
+            a coordinate that was drawn and holds a zero, as of a unit that no example has
+            reached, is not told. It is ignored as well where more than one coordinate for every
+            8 bytes was drawn, and where the message is no shorter with it.
         factors: ``(p, q)`` for tensors that are ``outer_sum(p, q)``, by name. Where they are not,
             bit by bit, the factors are ignored and the values are sent.
         portable: Do not compress with zstd, which a receiver without the extra
@@ -85,15 +88,6 @@ def encode(
     entries = [_entry(name, tensor) for name, tensor in message.items()]
     if len(entries) > MOST_TENSORS:
         raise WireError(f"a message has at most {MOST_TENSORS} tensors, got {len(entries)}")
-    coordinates = None if mask_seed is None else covering(mask_seed, [e.bits for e in entries])
-    if coordinates is not None and INDEX_BYTES * len(coordinates) > sum(
-        entry.bits.nbytes for entry in entries
-    ):
-        coordinates = None  # a reader would need more memory for them than for the tensors
-    if mask_seed is not None and coordinates is not None:
-        with np.errstate(all="ignore"):
-            found = list(_drawn(entries, coordinates))
-        return _written(entries, found, portable, seed=mask_seed, drawn=len(coordinates))
 
     def one(entry: _Entry) -> Coded:
         pair = (factors or {}).get(entry.name)
@@ -103,13 +97,25 @@ def encode(
         return coded(entry.bits, entry.fmt, portable=portable)
 
     found = in_threads(one, entries, [len(entry.bits) for entry in entries])
-    return _written(entries, found, portable)
+    plain = _written(entries, found, portable)
+    seeded = None if mask_seed is None else _seeded(entries, mask_seed, portable)
+    return plain if seeded is None or len(seeded) >= len(plain) else seeded
 
 
 def _entry(name: str, tensor: Tensor) -> _Entry:
     fmt = format_of(name, tensor)
     check_record(name, tensor.shape)
     return _Entry(name, fmt, tuple(tensor.shape), bits_of(tensor))
+
+
+def _seeded(entries: Sequence[_Entry], seed: int, portable: bool) -> bytes | None:
+    """With a seed in place of indices; ``None`` where the seed does not fit."""
+    coordinates = exact_draw(seed, [entry.bits for entry in entries])
+    if coordinates is None or INDEX_BYTES * len(coordinates) > sum(e.bits.nbytes for e in entries):
+        return None  # a reader would need more memory for them than for the tensors
+    with np.errstate(all="ignore"):
+        found = list(_drawn(entries, coordinates))
+    return _written(entries, found, portable, seed=seed, drawn=len(coordinates))
 
 
 def _drawn(entries: Sequence[_Entry], coordinates: Coordinates) -> Iterator[Coded]:

@@ -23,6 +23,10 @@ def encode_release(
     it cannot find, and the guard's state tells: the seed from which :class:`KeepRandomK` drew its
     coordinates, which are then not sent, and the factors of :class:`LowRank`.
 
+    The seed is used only where no coordinate that was drawn holds a zero: otherwise it would tell
+    which ones were looked at and found to be zero, as of words that occur in no example. Indices
+    are sent then.
+
     Guarantees:
 
     - decodes to bitwise the message, with whatever guard and state;
@@ -61,10 +65,12 @@ def encode_stated(
     """
     seeds = [int(seed) % 2**64 for seed in _found("mask_seed", state)]  # signed
     factors = _factors(state, names)
-    # Of several masks each covers the message and says more than is left of it: perhaps too much.
-    tried = seeds if len(seeds) == 1 else [None, *seeds]
+    # Of several masks at most one, the narrowest, is that of the message.
     return min(
-        (encode(message, mask_seed=seed, factors=factors, portable=portable) for seed in tried),
+        (
+            encode(message, mask_seed=seed, factors=factors, portable=portable)
+            for seed in seeds or [None]
+        ),
         key=len,
     )
 

@@ -20,6 +20,7 @@ from gradguard import (
     chain,
 )
 from gradguard.kernels.low_rank_product import outer_sum
+from gradguard.kernels.random_coordinates import draw_coordinates
 from gradguard.randomness import reseeded
 from gradguard.wire import decode, encode, inspect
 from gradguard.wire.sending import encode_stated
@@ -119,21 +120,40 @@ def test_a_misleading_sample_costs_no_correctness() -> None:
             assert same(decode(encode({"w": values})), {"w": values})
 
 
-@pytest.mark.parametrize("hidden", [0, 1, 40])
-def test_a_seed_takes_the_place_of_indices(hidden: int) -> None:
-    """Also where a coordinate that was drawn holds a zero."""
-    values = normal()
-    values[: hidden * SIZE // 100] = 0.0  # as in layers that no example has reached
+def randomly_kept(values: Tensor) -> tuple[dict[str, Tensor], int]:
     transform = KeepRandomK(0.01)
     (out,), state = transform.update([values], transform.init([values]))
     assert out is not None
-    message, seed = {"a": out[:1000], "b": out[1000:].view(-1, 100)}, int(state["mask_seed"])
-    data = encode(message, mask_seed=seed % 2**64)
+    return {"a": out[:1000], "b": out[1000:].view(-1, 100)}, int(state["mask_seed"]) % 2**64
+
+
+def test_a_seed_takes_the_place_of_indices() -> None:
+    message, seed = randomly_kept(normal())
+    data = encode(message, mask_seed=seed)
     assert same(decode(data), message)
     assert all(t.codec.startswith("seed + ") for t in inspect(data).tensors)
     assert "indices" not in dict(inspect(data).shared)
     assert 8 * len(data) <= 29 * SIZE / 100 + 8 * HEADER
-    assert hidden > 1 or len(data) < 0.85 * len(encode(message))
+    assert len(data) < 0.85 * len(encode(message))
+
+
+@pytest.mark.parametrize("hidden", [0.001, 0.01, 0.4, 0.9])
+def test_a_seed_that_drew_a_zero_is_not_told(hidden: float) -> None:
+    """As in layers that no example has reached: the message does not say that it was drawn."""
+    values = normal()
+    values[: int(hidden * SIZE)] = 0.0
+    message, seed = randomly_kept(values)
+    assert sum(int(part.count_nonzero()) for part in message.values()) < SIZE // 100
+    assert encode(message, mask_seed=seed) == encode(message)
+
+
+def test_a_seed_never_makes_a_message_longer() -> None:
+    for count in (1, 2, 3, 10, 30):
+        drawn = torch.from_numpy(draw_coordinates(5, 100, count))
+        for value in (1.0, 1.1):
+            message = {"w": torch.zeros(100)}
+            message["w"][drawn] = value
+            assert len(encode(message, mask_seed=5)) <= len(encode(message))
 
 
 def test_a_seed_for_more_than_half_is_ignored_and_a_tight_limit_suffices() -> None:
