@@ -1,13 +1,15 @@
 """Sections of bytes, stored as they are or compressed by zlib or zstd, whichever is smallest.
 
-zstd comes with the optional package ``zstandard``; it is quicker and a little smaller. Without it
-zlib, which every Python has, takes its place. A section says which of the three it is.
+zstd comes with the optional package ``zstandard``; it is quicker and as a rule a little smaller.
+Where it is not, as for some short sections, and where it is missing, zlib takes its place, which
+every Python has. A section says which of the three it is.
 """
 
 from __future__ import annotations
 
 import importlib
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from gradguard.wire.reader import Reader, varint
 
 _STORED, _ZLIB, _ZSTD = 0, 1, 2
 _LEVEL = 1  # higher levels are several times slower on such data, and no smaller
+_BOTH = 2**16  # bytes up to which zlib, several times slower, is tried beside zstd
 _SAMPLED = 2**14  # bytes whose histogram tells whether compressing can pay
 _HOPELESS = 7.9  # bits a byte, of 8
 
@@ -30,15 +33,10 @@ def section(data: Bits | bytes, *, portable: bool) -> bytes:
         portable: Use nothing that a receiver without ``zstandard`` cannot read.
     """
     raw = np.ascontiguousarray(np.frombuffer(data, dtype=np.uint8))
-    method, stored = _STORED, b""
-    if _may_shrink(raw):
-        zstandard = None if portable else _zstandard()
-        if zstandard is not None:
-            method, stored = _ZSTD, zstandard.ZstdCompressor(level=_LEVEL).compress(raw.data)
-        else:
-            method, stored = _ZLIB, zlib.compress(raw.data, _LEVEL)
-    if method == _STORED or len(stored) >= len(raw):
-        method, stored = _STORED, raw.tobytes()
+    method, stored = _STORED, raw.tobytes()
+    for known, compressed in _compressed(raw, portable) if _may_shrink(raw) else ():
+        if len(compressed) < len(stored):
+            method, stored = known, compressed
     return bytes((method,)) + varint(len(stored)) + stored
 
 
@@ -57,6 +55,14 @@ def read_section(reader: Reader, *, size: int, what: str) -> memoryview:
     if len(data) != size:
         raise WireError(f"{what} must hold {size} bytes, and holds {len(data)}")
     return data
+
+
+def _compressed(raw: Bits, portable: bool) -> Iterator[tuple[int, bytes]]:
+    zstandard = None if portable else _zstandard()
+    if zstandard is not None:
+        yield _ZSTD, zstandard.ZstdCompressor(level=_LEVEL).compress(raw.data)
+    if zstandard is None or len(raw) < _BOTH:
+        yield _ZLIB, zlib.compress(raw.data, _LEVEL)
 
 
 def _may_shrink(raw: Bits) -> bool:

@@ -104,6 +104,7 @@ def tensor_of(bits: Bits, fmt: Format, shape: tuple[int, ...]) -> Tensor:
     if fmt == BOOL and len(bits) and bits.max() > 1:
         raise WireError(f"a bool must be 0 or 1, got {bits.max()}")
     if not len(bits):
-        return torch.empty(shape, dtype=fmt.dtype)  # torch gives an empty array the stride 0
+        # Not from the array: torch gives an empty one the stride 0.
+        return torch.empty(shape, dtype=fmt.dtype, device="cpu")
     signed = bits.view(f"i{fmt.size}" if fmt.size > 1 else "u1")
     return torch.from_numpy(signed).view(fmt.dtype).reshape(shape)

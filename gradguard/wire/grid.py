@@ -22,6 +22,8 @@ TAG, NAME = 3, "grid"
 _WIDTHS = range(2, 17)
 _STEPS = {width: 2 ** (width - 1) - 1 for width in _WIDTHS}
 _PROBED = 32
+# Of the scale: no step of a grid is then so small that some machines take it for zero.
+_LEAST = {FLOAT32: 2.0 ** (-126 + 16), FLOAT64: 2.0 ** (-1022 + 16)}
 
 
 def estimate(sample: Sample) -> float | None:
@@ -54,6 +56,8 @@ def decode(reader: Reader, fmt: Format, *, out: Bits) -> None:
     if fmt not in (FLOAT32, FLOAT64) or width not in _WIDTHS:
         raise WireError(f"a grid has 2 to 16 bits of float32 or float64, got {width} of {fmt.name}")
     largest = np.frombuffer(reader.take(fmt.size, what="the scale of a grid"), fmt.numbers)[0]
+    if not _LEAST[fmt] <= largest < np.inf:
+        raise WireError(f"a grid has a scale of at least {_LEAST[fmt]}, and finite; got {largest}")
     data = np.frombuffer(
         reader.take(packed_size(len(out), width), what="packed codes"), dtype=np.uint8
     )
@@ -94,7 +98,7 @@ def _codes(block: Bits, fmt: Format, largest: Any, width: int) -> Bits | None:
 
 def _bits(sample: Sample) -> int | None:
     """The fewest bits whose grid holds the sample."""
-    if not len(sample.values) or sample.largest is None:
+    if not len(sample.values) or sample.largest is None or sample.largest < _LEAST[sample.fmt]:
         return None
     few = sample.values[:: max(1, len(sample.values) // _PROBED)]
     values = few.view(sample.fmt.numbers)[:, None]

@@ -15,6 +15,7 @@ from gradguard.wire.reader import Reader, varint
 MOST_TENSORS = 2**16
 MOST_NAME_BYTES = 2**12
 MOST_DIMENSIONS = 64  # torch has no more
+MOST_ALL_DIMENSIONS = 2**18  # of all tensors: each costs a reader time and memory, even of nothing
 MOST_ELEMENTS = 2**48
 INDEX_BYTES = 8  # of one coordinate in memory
 _MOST_HEADER_BYTES = 2**24
@@ -82,6 +83,12 @@ class Header:
 
 def encode_header(header: Header) -> bytes:
     """The header as it stands at the beginning of a body."""
+    dimensions = sum(len(record.shape) for record in header.records)
+    if dimensions > MOST_ALL_DIMENSIONS:
+        raise WireError(
+            f"the tensors of a message have at most {MOST_ALL_DIMENSIONS} dimensions together, got "
+            f"{dimensions}; send several messages"
+        )
     numbers = (len(header.records), header.indices, header.index_bytes, header.drawn)
     out = [varint(number) for number in numbers]
     if header.drawn:
@@ -89,8 +96,13 @@ def encode_header(header: Header) -> bytes:
     out.append(varint(len(header.pools)))
     for pool in header.pools:
         out.append(bytes((pool.fmt.code,)) + varint(pool.count) + varint(pool.length))
-    out += [_encode_record(record) for record in header.records]
+    out += [encode_record(record) for record in header.records]
     raw = b"".join(out)
+    if len(raw) > _MOST_HEADER_BYTES:
+        raise WireError(
+            f"names and shapes take {len(raw)} bytes, and a message has room for "
+            f"{_MOST_HEADER_BYTES}; shorten the names or send several messages"
+        )
     # Always zlib: the header must be readable everywhere, so that a listing is.
     return varint(len(raw)) + section(raw, portable=True)
 
@@ -105,18 +117,29 @@ def decode_header(reader: Reader) -> Header:
     drawn = inner.varint(what="the number of drawn coordinates", most=MOST_ELEMENTS)
     seed = int.from_bytes(inner.take(8, what="a seed"), "little") if drawn else 0
     pools = _decode_pools(inner, reader.left)
-    records = tuple(_decode_record(inner, reader.left) for _ in range(count))
+    records = _decode_records(inner, count, reader.left)
     inner.finish(what="the header")
     header = Header(records, indices, index_bytes, seed, drawn, pools)
     _check(header, reader.left)
     return header
 
 
-def _encode_record(record: Record) -> bytes:
+def encode_record(record: Record) -> bytes:
+    """One line of the table of contents."""
     name = record.name.encode()
     shape = b"".join(map(varint, record.shape))
     what = bytes((record.fmt.code, record.support << 4 | record.tag, len(record.shape)))
     return varint(len(name)) + name + what + shape + varint(record.length)
+
+
+def _decode_records(reader: Reader, count: int, most: int) -> tuple[Record, ...]:
+    records, dimensions = [], 0
+    for _ in range(count):
+        records.append(_decode_record(reader, most))
+        dimensions += len(records[-1].shape)
+        if dimensions > MOST_ALL_DIMENSIONS:
+            raise WireError(f"tensors have at most {MOST_ALL_DIMENSIONS} dimensions together")
+    return tuple(records)
 
 
 def _decode_record(reader: Reader, most: int) -> Record:

@@ -39,6 +39,9 @@ _NARROWER: dict[Format, tuple[Format, ...]] = {
 }
 # Low bits of the mantissa that the widest of the narrower dtypes has no room for.
 _FREE_BITS = {FLOAT64: 52 - 23, FLOAT32: 23 - 10}
+# Magnitudes, turned left by one bit: infinity, and the least normal float32 as a float64.
+_INFINITY = {FLOAT32: 0xFF << 24, FLOAT64: 0x7FF << 53}
+_LEAST = (1023 - 126) << 53
 
 
 def estimate(sample: Sample) -> float | None:
@@ -73,6 +76,8 @@ def decode(reader: Reader, fmt: Format, *, out: Bits) -> None:
     values = np.frombuffer(data, dtype=narrow.bits)
     for at in blocks(len(out)):
         out[at] = _wide(values[at], narrow, fmt)
+        if narrow.dtype.is_floating_point and not _repeats(out[at], narrow, fmt):
+            raise WireError(f"{narrow.name} for {fmt.name} must hold neither NaN nor subnormals")
 
 
 def _narrowest(sample: Sample) -> Format | None:
@@ -91,12 +96,24 @@ def _narrowed(bits: Bits, fmt: Format, narrow: Format) -> Bits | None:
         part = buffer("half", len(bits), np.uint32)
         np.bitwise_and(bits, 0xFFFF, out=part)
         return None if part.any() else np.right_shift(bits, 16, out=part)
-    found = _narrow(bits, fmt, narrow)
-    wide = _wide(found, narrow, fmt)
-    # Machines differ in what becomes of the payload of a NaN.
-    if np.isnan(wide.view(fmt.numbers)).any() or not np.array_equal(wide, bits):
+    if narrow.dtype.is_floating_point and not _repeats(bits, narrow, fmt):
         return None
-    return found
+    found = _narrow(bits, fmt, narrow)
+    return found if np.array_equal(_wide(found, narrow, fmt), bits) else None
+
+
+def _repeats(wide: Bits, narrow: Format, fmt: Format) -> bool:
+    """Whether every machine widens and narrows these values alike.
+
+    Machines differ in what becomes of the payload of a NaN, and some can be told to take a
+    subnormal float32 for zero. This may be such a one, so bits are looked at and not numbers.
+    """
+    if fmt == FLOAT32 and narrow == BFLOAT16:  # by its bits
+        return True
+    magnitude, infinity = wide << 1, _INFINITY[fmt]
+    if fmt == FLOAT64 and ((magnitude < _LEAST) & (magnitude != 0)).any():
+        return False
+    return not bool((magnitude > infinity).any())
 
 
 def _narrow(bits: Bits, fmt: Format, narrow: Format) -> Bits:
@@ -130,7 +147,7 @@ def _from_float32(bits: Bits, fmt: Format) -> Bits:
 
 @cache
 def _float32_by_float8(narrow: Format) -> NDArray[np.uint32]:
-    every = torch.arange(256, dtype=torch.uint8).view(narrow.dtype)
+    every = torch.arange(256, dtype=torch.uint8, device="cpu").view(narrow.dtype)
     return every.float().view(torch.int32).numpy().view(np.uint32)
 
 

@@ -63,7 +63,7 @@ def encode_stated(
         names: Of all parameters, in the state's order; empty if the state has none of them.
         portable: As for :func:`gradguard.wire.encode`.
     """
-    seeds = [int(seed) % 2**64 for seed in _found("mask_seed", state)]  # signed
+    seeds: list[int | None] = [int(seed) % 2**64 for seed in _found("mask_seed", state)]  # signed
     factors = _factors(state, names)
     # Of several masks at most one, the narrowest, is that of the message.
     return min(

@@ -182,7 +182,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "a palette that holds nothing": (header(record(8, tag=2, length=1)) + varint(0), "one value"),
     "a grid of 17 bits": (header(record(8, tag=3, length=5)) + bytes((17, *ONES)), "2 to 16"),
     "a grid code out of range": (
-        header(record(2, tag=3, length=6)) + bytes((2, *ONES)) + b"\x0f", "codes up to 2"),
+        header(record(2, tag=3, length=6)) + b"\x02???\x3f\x0f", "codes up to 2"),
     "bits after the last code": (
         header(record(2, tag=2, length=10)) + varint(2) + bytes(4) + ONES + b"\x04", "zero bits"),
     "bits after the last flag": (

@@ -210,6 +210,16 @@ def test_free_numbers_cost_nothing_on_top() -> None:
     assert len(encode({"w": normal()})) <= 4 * SIZE + HEADER
 
 
+@pytest.mark.parametrize("size", [40, 300, 5000, 60_000])
+def test_a_message_is_never_longer_for_not_being_portable(size: int) -> None:
+    """zstd is not always the shorter of the two."""
+    generator = torch.Generator().manual_seed(size)
+    for share in (0.01, 0.05, 0.3):
+        kept = torch.rand(size, generator=generator) < share
+        message = {"w": torch.where(kept, torch.randn(size, generator=generator), 0.0)}
+        assert len(encode(message)) <= len(encode(message, portable=True))
+
+
 def test_the_bytes_of_version_1_stay_as_they_are() -> None:
     """Written once and kept: other versions of this library must read them, and write them."""
     message = {
