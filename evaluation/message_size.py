@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gradguard import Defense, GuardedOptimizer, LocalTraining, NonFiniteGradientError, wire
+from gradguard import (
+    Defense,
+    GradTransform,
+    GuardedOptimizer,
+    LocalTraining,
+    NonFiniteGradientError,
+    WarmUp,
+    wire,
+)
 from gradguard.evaluation.exchange import Message
 from gradguard.evaluation.specs import TrainingSpec
 from gradguard.evaluation.training import endless, loader
@@ -19,12 +28,21 @@ MESSAGES = 8
 
 METHOD = (
     f"Bytes are the mean length of the messages of a client's first {MESSAGES} rounds of training, "
-    "encoded by gradguard.wire and compressed by zlib."
+    "encoded by gradguard.wire and compressed by zlib; of a WarmUp, as they are after the warm-up."
 )
 MASKED = (
     "What a client of a cohort sends is masked for secure aggregation: random bits, of which none "
     "can be left out."
 )
+
+
+def dense_bytes(model: nn.Module) -> int:
+    """Bytes of one uncompressed message in float32: of the parameters that are trained.
+
+    >>> dense_bytes(nn.Sequential(nn.Linear(10, 2).requires_grad_(False), nn.Linear(2, 1)))
+    12
+    """
+    return 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def bytes_per_update(
@@ -44,8 +62,11 @@ def bytes_per_update(
     Guarantees:
 
     - every message is encoded with what the deployed guard knows of it;
+    - a ``WarmUp`` is left out: its first messages are longer than almost all of those of a
+      training run, so what is counted is the transform that it leads to;
     - the same seed gives the same bytes, whether ``zstandard`` is installed or not: sections are
-      compressed by zlib, which every receiver can read and which is a few percent longer;
+      compressed by zlib, which every receiver can read. With zstd they are a few percent shorter
+      as a rule, and sometimes longer;
     - ``model`` is copied and never changed.
 
     Of a cohort, one client's bytes. Under secure aggregation its message is masked: uniformly
@@ -61,6 +82,7 @@ def bytes_per_update(
         Bytes, or ``None`` where not even the first gradient is finite.
     """
     sizes = []
+    defense = replace(defense, transform=_settled(defense.chain))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % 2**63)
         for message, guard in _messages(model, data, spec, seed, defense, training):
@@ -98,6 +120,25 @@ def _messages(
             p.grad = message[name]
         server.step()
         server.zero_grad()
+
+
+def _settled(transform: GradTransform) -> GradTransform:
+    """The transform with every ``WarmUp`` in it replaced by what it ends with."""
+    if isinstance(transform, WarmUp):
+        return transform.transform
+    if not is_dataclass(transform):
+        return transform
+    later: dict[str, Any] = {}
+    for field in fields(transform):
+        value = getattr(transform, field.name)
+        if isinstance(value, GradTransform):
+            later[field.name] = _settled(value)
+        elif isinstance(value, tuple):
+            later[field.name] = tuple(
+                _settled(part) if isinstance(part, GradTransform) else part for part in value
+            )
+    changed = {name: value for name, value in later.items() if value != getattr(transform, name)}
+    return replace(transform, **changed) if changed else transform
 
 
 def _masked(message: Message) -> Message:

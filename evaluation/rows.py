@@ -17,7 +17,7 @@ from gradguard.evaluation.cell import CellScores
 from gradguard.evaluation.certify import certify, run_epsilon
 from gradguard.evaluation.federated import round_overhead, train_federated
 from gradguard.evaluation.knowledge import attacks_by_level
-from gradguard.evaluation.message_size import bytes_per_update
+from gradguard.evaluation.message_size import bytes_per_update, dense_bytes
 from gradguard.evaluation.metrics import Resampler, advantage, t_interval
 from gradguard.evaluation.progress import Progress
 from gradguard.evaluation.report import AttackScore, KnowledgeScore, Row
@@ -60,7 +60,7 @@ def measure_cost(bench: Bench, defense: Defense, progress: Progress) -> Cost:
                 bench.fresh_model(0), images, spec=spec, defense=defense, training=local
             )
         ),
-        dense_bytes=4 * sum(p.numel() for p in bench.fresh_model(0).parameters()),
+        dense_bytes=dense_bytes(bench.fresh_model(0)),
         bytes_per_update=bytes_per_update(
             *(bench.fresh_model(0), images),
             spec=spec,

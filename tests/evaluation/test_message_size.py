@@ -11,15 +11,19 @@ from gradguard import (
     Defense,
     ErrorFeedback,
     GradTransform,
+    Identity,
     KeepTopK,
     LocalTraining,
+    MomentumCorrection,
     Quantize,
     Sign,
+    WarmUp,
     Withhold,
+    chain,
 )
 from gradguard.evaluation import Study, evaluate
 from gradguard.evaluation.data import load_digits
-from gradguard.evaluation.message_size import MESSAGES, bytes_per_update
+from gradguard.evaluation.message_size import MESSAGES, bytes_per_update, dense_bytes
 from gradguard.evaluation.specs import TrainingSpec
 from tests.evaluation.examples import study_with
 
@@ -28,7 +32,7 @@ SIZE = 64 * 32 + 32 + 32 * 10 + 10
 HEADER = 100  # more than a message of four tensors takes for names and shapes
 
 
-def model() -> nn.Module:
+def model() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
 
@@ -93,6 +97,32 @@ def test_the_client_that_is_measured_trains_and_the_model_given_stays() -> None:
     assert len(seen) == MESSAGES
     assert seen[-1] < 0.8 * seen[0]
     assert all(torch.equal(a, b) for a, b in zip(before, given.parameters(), strict=True))
+
+
+def test_frozen_parameters_are_no_part_of_a_message_compressed_or_not() -> None:
+    part = model()
+    part[1].requires_grad_(False)
+    assert dense_bytes(part) == 4 * (32 * 10 + 10)
+    assert dense_bytes(model()) == 4 * SIZE
+    found = bytes_per_update(
+        part, digits(), spec=SPEC, seed=0, defense=Defense("none", transform=[])
+    )
+    assert found is not None
+    assert 0.9 * dense_bytes(part) < found < dense_bytes(part) + HEADER
+
+
+def test_a_warm_up_is_counted_by_the_messages_after_it() -> None:
+    for steps in (1, 500):
+        settled = KeepTopK(0.05)
+        for warming, after in (
+            (WarmUp(settled, steps=steps), settled),
+            (
+                MomentumCorrection(0.9, WarmUp(settled, steps=steps)),
+                MomentumCorrection(0.9, settled),
+            ),
+            (chain(Identity(), WarmUp(settled, steps=steps)), settled),
+        ):
+            assert measured(warming) == measured(after)
 
 
 def test_noise_and_local_training_are_measured_too() -> None:
