@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from gradguard.evaluation.table import make_console
 
 MAX_BYTES = 2**30
 ROWS = 40
+_NAME, _SHAPE = 32, 20  # columns of the table
 
 
 def run_wire(path: Path, *, as_json: bool, rows: int, max_bytes: int) -> int:
@@ -30,7 +34,8 @@ def run_wire(path: Path, *, as_json: bool, rows: int, max_bytes: int) -> int:
         max_bytes: Refuse a larger file before reading it.
 
     Raises:
-        UnusableInputError: There is no such file, it is too large, or it holds no message.
+        UnusableInputError: There is no such file, it is too large, or it holds no message; or the
+            listing cannot be written.
     """
     if not rows >= 1:
         raise UnusableInputError(f"--rows must be at least 1, got {rows}")
@@ -41,20 +46,21 @@ def run_wire(path: Path, *, as_json: bool, rows: int, max_bytes: int) -> int:
         listing = wire.inspect(data)
     except wire.WireError as error:
         raise UnusableInputError(f"{_named(path)}: {printable(one_line(error))}") from error
-    if as_json:
-        print(to_json(listing))
-    else:
-        print_listing(listing, make_console(), rows=rows)
+    with _output_checked():
+        if as_json:
+            print(to_json(listing))
+        else:
+            print_listing(listing, make_console(), rows=rows)
+        sys.stdout.flush()
     return 0
 
 
 def print_listing(listing: wire.Listing, console: Console, *, rows: int = ROWS) -> None:
     """The table, what it leaves out, and the totals."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("tensor", no_wrap=True, overflow="ellipsis", max_width=32)
-    table.add_column("shape", no_wrap=True, overflow="ellipsis", max_width=20)
-    table.add_column("dtype", no_wrap=True)
-    table.add_column("codec", no_wrap=True)
+    # Where the terminal is narrow, words are folded and numbers never cut.
+    for name, width in (("tensor", _NAME), ("shape", _SHAPE), ("dtype", None), ("codec", None)):
+        table.add_column(name, overflow="fold", max_width=width)
     for name in ("bytes", "bits per\nvalue"):
         table.add_column(name, justify="right", no_wrap=True)
     shown = _largest(listing.tensors, rows)
@@ -62,7 +68,8 @@ def print_listing(listing: wire.Listing, console: Console, *, rows: int = ROWS) 
         shape = " x ".join(map(str, tensor.shape)) or "scalar"
         # Text, not str: a name from a stranger is not to be read as markup or as control codes.
         table.add_row(
-            *(Text(printable(tensor.name)), shape, tensor.dtype, tensor.codec),
+            *(_short(printable(tensor.name), _NAME), _short(shape, 2 * _SHAPE)),
+            *(tensor.dtype, tensor.codec),
             *(_own(tensor), _bits(tensor.bytes, _values(tensor)) if tensor.bytes else "-"),
         )
     for name, size in (*listing.shared, ("names and shapes", listing.header_bytes)):
@@ -109,6 +116,25 @@ def printable(text: str) -> str:
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
     )
+
+
+def _short(text: str, most: int) -> Text:
+    short = Text(text)
+    short.truncate(most, overflow="ellipsis")
+    return short
+
+
+@contextmanager
+def _output_checked() -> Iterator[None]:
+    """Says in one line where printing fails: on a full disk, for one."""
+    try:
+        yield
+    except OSError as error:
+        # What is left in the buffer would fail again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # as of `| head`, which has read enough
+            raise SystemExit(1) from None
+        raise UnusableInputError(f"the listing cannot be written ({error.strerror})") from error
 
 
 def _largest(tensors: tuple[wire.TensorListing, ...], most: int) -> list[wire.TensorListing]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,9 +28,9 @@ def written(path: Path, message: Mapping[str, Tensor] = MESSAGE) -> Path:
     return path
 
 
-def listed(message: Mapping[str, Tensor], *, rows: int = 40) -> str:
+def listed(message: Mapping[str, Tensor], *, rows: int = 40, width: int = 100) -> str:
     stream = io.StringIO()
-    console = Console(file=stream, width=100, highlight=False, force_terminal=True)
+    console = Console(file=stream, width=width, highlight=False, force_terminal=True)
     print_listing(wire.inspect(wire.encode(message)), console, rows=rows)
     return stream.getvalue()
 
@@ -95,6 +98,43 @@ def test_odd_tensors_are_listed() -> None:
     assert "scalar" in text
     assert "3 x 0" in text
     assert "0 tensors, 0 values" in listed({})
+
+
+@pytest.mark.parametrize("width", [40, 50, 80, 120])
+def test_a_narrow_terminal_folds_words_and_cuts_no_number(width: int) -> None:
+    rng = torch.Generator().manual_seed(0)
+    message = {
+        "encoder.layers.11.attention.projection.weight": torch.randn(300, 700, generator=rng),
+        "few": torch.where(torch.rand(90_000, generator=rng) < 0.2, torch.randn(90_000), 0.0),
+        "y" * 4000: torch.zeros((1,) * 60).to(torch.float8_e4m3fn),
+        "indices": torch.nn.functional.one_hot(torch.tensor(7), 10_000).double() * 1.7,
+    }
+    text = listed(message, width=width)
+    listing = wire.inspect(wire.encode(message))
+    for size in (*(t.bytes for t in listing.tensors), *dict(listing.shared).values()):
+        assert (f" {size:,} " if size else " shared ") in text
+    assert f" {listing.header_bytes:,} " in text
+    assert " 32 " in text
+    assert len(text.splitlines()) < 100
+    assert max(map(len, re.sub(r"\x1b\[\d+m", "", text).splitlines())) <= width
+    assert "y" * 50 not in text
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_listing_that_cannot_be_written_is_one_line(tmp_path: Path, options: list[str]) -> None:
+    path = written(tmp_path / "message")
+    program = "from gradguard.evaluation.cli import main; main()"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program, "wire", str(path), *options],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith("gradguard: the listing cannot be written (No space left")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_printable_text_is_left_as_it_is() -> None:
