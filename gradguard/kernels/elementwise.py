@@ -112,6 +112,8 @@ def overwrite(
         for piece in pieces(dense):
             function(piece)
         grad.copy_(values)
+        if grad.dtype != wide:
+            grad.add_(0.0)  # rounded to zero, a value must not show its sign
     else:
         for piece in pieces(flat):
             function(piece)
@@ -130,7 +132,8 @@ def restore(values: Tensor, like: Tensor, *, index: int) -> Tensor:
 
     A layout with gaps or overlaps cannot be kept; it becomes a dense one of the same order.
     """
-    values = values.to(like.dtype)
+    if values.dtype != like.dtype:
+        values = values.to(like.dtype) + 0.0  # rounded to zero, a value must not show its sign
     # Also where the dtype is the same: noise and rescaling may pass the largest number.
     if not is_finite(values):
         raise does_not_fit(like.dtype, index)

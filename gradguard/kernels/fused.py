@@ -104,7 +104,8 @@ def send_(
             # Not zero: what rounding to the gradient's dtype takes away is owed as well.
             owed.scatter_(0, where, stretch.values.to(owed) - values.to(owed))
             for index in rule.forgets:
-                past[index].index_fill_(0, where, 0.0)
+                # A value that its dtype rounds to zero is not sent, and not forgotten either.
+                past[index].index_fill_(0, where[values != 0], 0.0)
     return state
 
 

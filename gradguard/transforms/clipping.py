@@ -17,6 +17,7 @@ from gradguard.kernels.elementwise import copied, flattened
 
 _ROW = 256  # squares are summed in single precision this far, and in double precision beyond
 _SHORT = 4096  # below, double precision throughout is as quick
+_SLACK = 1e-6  # twice what sums of 256 squares in single precision can be off by
 
 
 def global_norm(grads: Grads) -> float:
@@ -31,7 +32,12 @@ def global_norm(grads: Grads) -> float:
     present = [flattened(g) for g in grads if g is not None and g.numel()]
     norm = _combined([part for flat in present for part in _in_rows(flat)])
     # Squares of single precision overflow beyond 1e19 and vanish below 1e-19.
-    return norm if 1e-10 < norm < 1e18 else _combined(present)
+    return norm if 1e-10 < norm < 1e18 else exact_norm(grads)
+
+
+def exact_norm(grads: Grads) -> float:
+    """As :func:`global_norm`, in double precision throughout: slower, and right to a rounding."""
+    return _combined([flattened(g) for g in grads if g is not None and g.numel()])
 
 
 def _combined(parts: Sequence[Tensor]) -> float:
@@ -72,7 +78,8 @@ class ClipByGlobalNorm:
 
     Guarantees, for finite gradients ``g`` with output ``h``:
 
-    - ``|h| <= max_norm``, up to one rounding of the gradient's dtype;
+    - ``|h| <= max_norm``, up to one rounding of the gradient's dtype, and no less than a
+      millionth below it where ``|g|`` is larger, which covers the rounding of the norm itself;
     - ``h`` is a non-negative multiple of ``g``;
     - if ``|g| <= max_norm`` then ``h == g`` exactly.
 
@@ -104,6 +111,8 @@ class ClipByGlobalNorm:
         norm = global_norm(grads)
         if not math.isfinite(norm):
             check_finite(grads)
+        if abs(norm - self.max_norm) <= _SLACK * self.max_norm:
+            norm = exact_norm(grads)
         if norm <= self.max_norm:
             return grads, state
         present = [g for g in grads if g is not None]
@@ -113,7 +122,8 @@ class ClipByGlobalNorm:
                 grad.div_(largest)
             # Two factors, because largest * norm may overflow where each of them does not.
             norm = global_norm(grads)
-        _scale_(present, self.max_norm / norm)
+        quick = any(g.dtype == torch.float32 and g.numel() >= _SHORT for g in present)
+        _scale_(present, self.max_norm / norm * (1 - _SLACK * quick))
         return grads, state
 
 

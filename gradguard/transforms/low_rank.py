@@ -16,6 +16,7 @@ from gradguard.kernels.elementwise import restore, widen
 from gradguard.kernels.low_rank_product import outer_sum
 
 _START_SEED = 0  # of the first subspace
+_ALIGNMENT = 64  # bytes, as torch's own allocations have
 _SAFE = 1e-20, 1e20  # largest elements whose products neither vanish nor overflow in float32
 
 
@@ -28,7 +29,8 @@ class LowRank:
 
     Guarantees, for finite gradients:
 
-    - a sent matrix has at most rank ``rank``; one that had is sent unchanged up to rounding;
+    - a sent matrix has at most rank ``rank``; one that had is sent unchanged up to rounding,
+      or refused where its factors overflow, not far below the largest number of its dtype;
     - tensors of fewer dimensions, and matrices no larger than their factors, pass bitwise;
     - a matrix of zeros stays zero, and neither zero nor parallel columns ever give NaN;
     - on a gradient that stays the same, the message converges to the best one of its rank;
@@ -85,7 +87,7 @@ class LowRank:
             if grad is None:
                 factors[i] = {name: torch.zeros_like(f) for name, f in factors[i].items()}
                 continue
-            matrix = widen(grad).reshape(len(grad), -1)
+            matrix = _aligned(widen(grad).reshape(len(grad), -1))
             p, q, starts[i] = _subspace_step(matrix, start.to(matrix))
             factors[i] = {"p": p, "q": q}
             out[i] = restore(outer_sum(p, q).view(grad.shape), grad, index=i)
@@ -101,6 +103,11 @@ def _no_factors(param: Tensor, rank: int) -> dict[str, Tensor]:
         rows, columns = 0, 0
     kind = widen(param.detach())
     return {"p": kind.new_zeros(rows, rank), "q": kind.new_zeros(columns, rank)}
+
+
+def _aligned(matrix: Tensor) -> Tensor:
+    # Products of matrices round in an order that depends on where in memory they begin.
+    return matrix.clone() if matrix.data_ptr() % _ALIGNMENT else matrix
 
 
 def _gaussian(like: Tensor) -> Tensor:

@@ -30,7 +30,8 @@ class Quantize:
     Guarantees:
 
     - the expected output is the gradient, up to ``2**-16`` of the distance between two levels:
-      chances of rounding up are multiples of ``2**-16``, the nearest one;
+      chances of rounding up are multiples of ``2**-16``, the nearest one. In half precision the
+      levels themselves are rounded, which adds up to half a unit in their last place;
     - ``m``, ``-m`` and, from two bits on, zero come out exactly;
     - a coordinate takes at most ``2**bits`` values, all within ``[-m, m]``;
     - a tensor of zeros stays zero.

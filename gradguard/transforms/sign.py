@@ -23,8 +23,10 @@ class Sign:
 
     Guarantees:
 
-    - every non-zero coordinate keeps its sign, and a zero stays zero;
-    - the sum of magnitudes over each tensor without zeros is kept, up to rounding.
+    - every non-zero coordinate keeps its sign, and a zero stays zero, unless the mean magnitude
+      is too small for the gradient's dtype: all are ``+0.0`` then;
+    - the sum of magnitudes over each tensor without zeros is kept, up to rounding the mean to the
+      gradient's dtype.
 
     The result is biased: wrap it in ``ErrorFeedback`` to train well. It does not hide labels;
     signs alone give most of them away.

@@ -26,7 +26,7 @@ class Ternary:
 
     Guarantees:
 
-    - the expected output is the gradient;
+    - the expected output is the gradient, up to ``2**-24`` of ``m``, of which draws are multiples;
     - every coordinate is ``-m``, ``0`` or ``m``, and never has the wrong sign;
     - one-element, constant and zero tensors come out exactly.
 

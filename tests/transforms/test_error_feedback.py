@@ -210,3 +210,14 @@ def test_what_is_owed_may_outgrow_half_precision_and_is_then_refused_unwritten()
         feedback.update_([given], state)
     assert torch.equal(given, grad)
     assert torch.equal(state["memory"][0], before)
+
+
+def test_what_half_precision_rounds_to_zero_shows_no_sign_in_any_layout() -> None:
+    feedback = ErrorFeedback(KeepTopK(1.0))
+    for gradient in (torch.zeros(2, 3), torch.zeros(3, 2).t()):
+        half = gradient.to(torch.float16)
+        state = feedback.init([half])
+        state["memory"][0].fill_(-1e-9)
+        (sent,), _ = feedback.update([half], state)
+        assert sent is not None
+        assert not torch.signbit(sent).any()

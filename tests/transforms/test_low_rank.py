@@ -247,3 +247,15 @@ def test_a_rank_below_one_is_refused(rank: int) -> None:
 def test_a_rank_that_is_no_integer_is_refused(rank: object) -> None:
     with pytest.raises(TypeError, match="rank must be an integer"):
         LowRank(rank)  # type: ignore[arg-type]
+
+
+def test_the_message_does_not_depend_on_where_in_memory_the_gradient_begins() -> None:
+    values = torch.randn(33, 47, generator=torch.Generator().manual_seed(0))
+    buffer = torch.zeros(values.numel() + 1)
+    shifted = buffer[1:].view(33, 47).copy_(values)
+    low_rank = LowRank(2)
+    (one,), _ = low_rank.update([values], low_rank.init([values]))
+    (other,), _ = low_rank.update([shifted], low_rank.init([values]))
+    assert one is not None
+    assert other is not None
+    assert torch.equal(one, other)

@@ -222,3 +222,13 @@ def test_around_any_other_transform_sent_plus_owed_is_still_the_sum(inner: GradT
         assert out is not None
         sent += out
     torch.testing.assert_close(sent + state["owed"][0], due)
+
+
+def test_a_value_that_its_dtype_rounds_to_zero_is_not_forgotten_in_any_layout() -> None:
+    correction = MomentumCorrection(0.5, KeepTopK(1.0))
+    for gradient in (torch.zeros(2, 3), torch.zeros(3, 2).t()):
+        half = gradient.to(torch.float16)
+        state = correction.init([half])
+        state["velocity"][0].fill_(1e-9)
+        _, state = correction.update([half], state)
+        assert torch.equal(state["velocity"][0], torch.full_like(state["velocity"][0], 5e-10))
