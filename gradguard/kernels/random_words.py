@@ -19,7 +19,7 @@ def words_from(rng: torch.Generator) -> np.random.SFC64:
     >>> sixteen_bits(words_from(generator(seeded_rng(0))), 3)
     tensor([-30446,  23644,  23145], dtype=torch.int16)
     """
-    entropy = torch.randint(2**32, (8,), generator=rng).tolist()
+    entropy = torch.randint(2**32, (8,), generator=rng, device="cpu").tolist()
     return np.random.SFC64(np.random.SeedSequence(entropy, pool_size=8))
 
 

@@ -60,6 +60,9 @@ def scratch(name: str, size: int, dtype: torch.dtype, *, device: torch.device = 
     held = _buffers.held.get((name, dtype))
     if held is None or held.numel() < size:
         # In powers of two: a buffer that grows with every call would be allocated in every call.
-        held = torch.empty(1 << max(0, size - 1).bit_length(), dtype=dtype, device=_CPU)
+        length = 1 << max(0, size - 1).bit_length()
+        # Made in inference mode, a buffer could not be written to by any later step outside it.
+        with torch.inference_mode(False):
+            held = torch.empty(length, dtype=dtype, device=_CPU)
         _buffers.held[name, dtype] = held
     return held[:size]

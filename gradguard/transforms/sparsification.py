@@ -133,7 +133,7 @@ class KeepRandomK:
         _check_ratio(self.ratio)
 
     def init(self, params: Sequence[Tensor]) -> State:
-        return {"rng": fresh_rng(), "mask_seed": torch.tensor(-1)}  # no message yet
+        return {"rng": fresh_rng(), "mask_seed": torch.tensor(-1, device="cpu")}  # no message yet
 
     def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
         drawn, state = self._drawn(grads, state)
@@ -149,7 +149,7 @@ class KeepRandomK:
         check_finite(grads)
         rng = generator(state["rng"])
         seed = _mask_seed(rng)
-        state = {"rng": rng.get_state(), "mask_seed": torch.tensor(seed)}
+        state = {"rng": rng.get_state(), "mask_seed": torch.tensor(seed, device="cpu")}
         offsets = np.cumsum([0, *(0 if g is None else g.numel() for g in grads)])
         size = int(offsets[-1])
         count = kept_of(self.ratio, size)
@@ -172,7 +172,7 @@ _Sent = tuple[int, Coordinates, Tensor]
 def _mask_seed(rng: torch.Generator) -> int:
     """A seed that may be published: 63 bits, from which no other seed can be computed."""
     # Hashed, because whoever sees enough of a Mersenne Twister's words knows all the others.
-    words = torch.empty(4, dtype=torch.int64).random_(generator=rng)
+    words = torch.empty(4, dtype=torch.int64, device="cpu").random_(generator=rng)
     return int.from_bytes(hashlib.sha256(words.numpy().tobytes()).digest()[:8], "big") >> 1
 
 
