@@ -9,6 +9,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from gradguard import wire
 
 ROUNDS, RATE = 200, 0.5
 MOST_BYTES = 2**20  # what a receiver lets a sender take of its memory, per message
+SECONDS = 60.0  # within which a message must be there, however many pieces it comes in
 LENGTH = struct.Struct(">Q")
 
 
@@ -25,15 +27,21 @@ def send(stream: socket.socket, data: bytes) -> None:
 
 
 def receive(stream: socket.socket) -> bytes:
-    (size,) = LENGTH.unpack(read_exactly(stream, LENGTH.size))
+    deadline = time.monotonic() + SECONDS
+    (size,) = LENGTH.unpack(read_exactly(stream, LENGTH.size, deadline))
     if size > MOST_BYTES:  # before any of it is read: so far the length is only a claim
         raise wire.WireError(f"expected at most {MOST_BYTES} bytes, the sender announces {size}")
-    return read_exactly(stream, size)
+    return read_exactly(stream, size, deadline)
 
 
-def read_exactly(stream: socket.socket, size: int) -> bytes:
+def read_exactly(stream: socket.socket, size: int, deadline: float) -> bytes:
     data = bytearray()
     while len(data) < size:
+        # A timeout of the socket's is for one piece, and a slow sender could send a byte a minute.
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(f"expected {size} bytes in time, got {len(data)}")
+        stream.settimeout(left)
         part = stream.recv(size - len(data))
         if not part:
             raise ConnectionError(f"expected {size} bytes, the sender stopped after {len(data)}")
@@ -46,10 +54,8 @@ def new_model() -> nn.Module:
 
 
 def serve(stream: socket.socket) -> None:
-    start = wire.decode(receive(stream), max_bytes=MOST_BYTES)
-    images, labels = start.pop("test.images"), start.pop("test.labels")
     model = new_model()
-    model.load_state_dict(start)
+    images, labels = begin(wire.decode(receive(stream), max_bytes=MOST_BYTES), model)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     dense, received = 4 * sum(p.numel() for p in model.parameters()), 0
     for number in range(1, ROUNDS + 1):
@@ -64,13 +70,30 @@ def serve(stream: socket.socket) -> None:
     print(f"accuracy {accuracy:.2f}")
 
 
-def apply(message: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def begin(start: dict[str, Tensor], model: nn.Module) -> tuple[Tensor, Tensor]:
+    """Load the first message into the model; its test set, if it is one."""
+    none = torch.empty(0)
+    images, labels = start.pop("test.images", none), start.pop("test.labels", none)
+    check_like(start, model.state_dict())
+    if images.dtype != torch.float32 or images.ndim != 2 or images.shape[1] != 64:
+        raise wire.WireError("expected test images of 64 pixels in float32")
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+        raise wire.WireError("expected an int64 label for each test image")
+    model.load_state_dict(start)
+    return images, labels
+
+
+def check_like(message: dict[str, Tensor], model: dict[str, Tensor]) -> None:
     # The bytes are well-formed, which says nothing of the tensors in them.
-    expected = {name: (p.shape, p.dtype) for name, p in model.named_parameters()}
+    expected = {name: (part.shape, part.dtype) for name, part in model.items()}
     if {name: (part.shape, part.dtype) for name, part in message.items()} != expected:
-        raise wire.WireError("expected one gradient for each parameter of the model")
+        raise wire.WireError("expected one tensor for each parameter of the model, of its shape")
     if not all(bool(part.isfinite().all()) for part in message.values()):
-        raise wire.WireError("expected finite gradients")
+        raise wire.WireError("expected finite numbers")
+
+
+def apply(message: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    check_like(message, dict(model.named_parameters()))
     for name, p in model.named_parameters():
         p.grad = message[name]
     optimizer.step()
@@ -108,8 +131,9 @@ def main() -> None:
             try:
                 stream, _ = listener.accept()
                 with stream:
-                    stream.settimeout(60)
                     serve(stream)
+            except (wire.WireError, OSError) as error:
+                sys.exit(f"the client was refused: {error}")
             finally:
                 client.terminate()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -58,6 +59,51 @@ def test_a_sender_that_stops_is_an_error_and_no_short_message(
     ends[1].shutdown(socket.SHUT_WR)
     with pytest.raises(ConnectionError, match="expected 100 bytes, the sender stopped after 13"):
         example.receive(ends[0])
+
+
+def test_a_sender_that_drips_is_not_waited_for_longer_than_one_that_is_silent(
+    example: ModuleType, ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A timeout of every single read would start again with every byte."""
+    monkeypatch.setattr(example, "SECONDS", 0.5)
+    over = threading.Event()
+
+    def drip() -> None:
+        ends[1].sendall(example.LENGTH.pack(2**20))
+        while not over.wait(0.05):
+            ends[1].sendall(b"x")
+
+    sender = threading.Thread(target=drip)
+    sender.start()
+    try:
+        with pytest.raises(TimeoutError):
+            example.receive(ends[0])
+    finally:
+        over.set()
+        sender.join()
+
+
+def test_a_first_message_that_is_none_is_refused_with_its_reason(example: ModuleType) -> None:
+    images, labels = torch.rand(5, 64), torch.zeros(5, dtype=torch.int64)
+    state = {name: value.clone() for name, value in example.new_model().state_dict().items()}
+    fitting = {"test.images": images, "test.labels": labels, **state}
+    for hostile, reason in (
+        ({}, "for each parameter"),
+        (state, "test images"),
+        ({"test.images": images, **state}, "label"),
+        (fitting | {"test.images": images.double()}, "test images"),
+        (fitting | {"test.images": images[:, :3]}, "test images"),
+        (fitting | {"test.labels": labels[:2]}, "label"),
+        (fitting | {"test.labels": labels.float()}, "label"),
+        (fitting | {"0.bias": torch.zeros(3)}, "for each parameter"),
+        (fitting | {"0.bias": state["0.bias"] * float("inf")}, "finite"),
+        (fitting | {"more": torch.zeros(3)}, "for each parameter"),
+    ):
+        with pytest.raises(wire.WireError, match=reason):
+            example.begin(hostile, example.new_model())
+    model = example.new_model()
+    assert torch.equal(example.begin(fitting, model)[0], images)
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
 
 
 def test_a_message_that_is_no_finite_gradient_of_the_model_is_not_applied(
