@@ -50,12 +50,15 @@ def decode(
 
     Raises:
         WireError: The bytes are damaged, hostile, of another version, or beyond the limit.
+        ValueError: ``max_bytes`` is negative or no number.
 
     >>> import torch
     >>> from gradguard.wire import encode
     >>> decode(encode({"bias": torch.tensor([1.0, -2.0])}))
     {'bias': tensor([ 1., -2.])}
     """
+    if not max_bytes >= 0:
+        raise ValueError(f"max_bytes must be at least 0, got {max_bytes!r}")
     reader = Reader(opened(data))
     header = decode_header(reader)
     _check_size(header, max_bytes)

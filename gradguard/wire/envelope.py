@@ -30,7 +30,8 @@ def sealed(body: Iterable[bytes | memoryview]) -> bytes:
 def opened(data: bytes | bytearray | memoryview) -> memoryview:
     """The body of a message whose head is in order."""
     view = memoryview(data)
-    view = view.cast("B") if view.c_contiguous else memoryview(bytes(view))
+    # An empty array of several dimensions cannot be cast.
+    view = view.cast("B") if view.c_contiguous and view.nbytes else memoryview(bytes(view))
     if len(view) < HEAD_BYTES:
         raise WireError(f"a message has at least {HEAD_BYTES} bytes, got {len(view)}: truncated")
     magic, version, checksum = _HEAD.unpack(view[:HEAD_BYTES])

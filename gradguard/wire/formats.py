@@ -75,7 +75,8 @@ def format_of(name: str, tensor: Tensor) -> Format:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name!r} must be a tensor, got {type(tensor).__name__}")
     fmt = _BY_DTYPE.get(tensor.dtype)
-    if fmt is None or tensor.layout != torch.strided or tensor.device.type == "meta":
+    dense = tensor.layout == torch.strided and not tensor.is_nested
+    if fmt is None or not dense or tensor.device.type == "meta":
         known = ", ".join(known.name for known in FORMATS)
         raise TypeError(
             f"{name!r} must be a dense tensor with values and one of the dtypes {known}; got "
@@ -95,7 +96,12 @@ def format_by_code(code: int) -> Format:
 def bits_of(tensor: Tensor) -> Bits:
     """The bits of all elements in row-major order, without a copy where memory already is so."""
     flat = tensor.detach().resolve_neg().cpu().contiguous().reshape(-1)
-    bits: Bits = flat.view(_SIGNED[tensor.dtype.itemsize]).numpy()
+    try:
+        bits: Bits = flat.view(_SIGNED[tensor.dtype.itemsize]).numpy()
+    except RuntimeError as error:  # of a fake tensor, for one
+        raise TypeError(
+            f"a {type(tensor).__name__} has no memory to read; give a plain tensor ({error})"
+        ) from error
     return bits.view(f"u{tensor.dtype.itemsize}")
 
 

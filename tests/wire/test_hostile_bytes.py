@@ -8,11 +8,13 @@ import zlib
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gradguard.wire import WireError, decode, encode, inspect
 from gradguard.wire.compression import section
@@ -135,13 +137,15 @@ def test_any_bytes_at_all_are_refused_or_decoded(data: bytes) -> None:
     check(resealed(data))
 
 
-@given(messages(), st.data())
+@given(messages(), messages())
 def test_two_messages_glued_together_are_refused(
-    message: dict[str, Tensor], data: st.DataObject
+    first: dict[str, Tensor], second: dict[str, Tensor]
 ) -> None:
-    encoded = encode(message)
-    with pytest.raises(WireError):
-        decode(encoded + encoded)
+    with pytest.raises(WireError, match="checksum"):
+        decode(encode(first) + encode(second))
+    for more in (encode(second), bytes(opened(encode(second)))):
+        with pytest.raises(WireError, match="announces"):
+            decode(resealed(bytes(opened(encode(first))) + more))
 
 
 def header(*records: Record, indices: int = 0, index_bytes: int = 0, seed: int = 0,
@@ -264,6 +268,19 @@ def test_views_and_arrays_of_bytes_are_read_too() -> None:
         assert same(decode(form), message)
 
 
+def test_no_bytes_in_whatever_form_are_no_message() -> None:
+    for nothing in (b"", bytearray(), np.empty((0, 3), "u1"), np.empty((4, 0, 2))):
+        for read in (decode, inspect):
+            with pytest.raises(WireError, match="truncated"):
+                read(nothing)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("limit", [-1, float("nan")])
+def test_a_limit_that_is_none_is_refused(limit: float) -> None:
+    with pytest.raises(ValueError, match="max_bytes must be"):
+        decode(encode({"a": torch.ones(2)}), max_bytes=limit)  # type: ignore[arg-type]
+
+
 def test_a_listing_of_lies_costs_no_memory() -> None:
     body = header(*(record(2**40, name=str(i), support=Support.INDICES) for i in range(100)))
     assert _peak_of(lambda: inspect(resealed(body))) < 2**22
@@ -276,6 +293,7 @@ def test_a_listing_of_lies_costs_no_memory() -> None:
         ({"w": torch.ones(2, dtype=torch.complex64)}, TypeError, "complex64"),
         ({"w": torch.eye(2).to_sparse()}, TypeError, "sparse"),
         ({"w": torch.empty(2, device="meta")}, TypeError, "meta"),
+        ({"w": FakeTensorMode().from_tensor(torch.ones(2))}, TypeError, "no memory to read"),
         ({"w": 1.0}, TypeError, "must be a tensor"),
         ({"\ud800": torch.ones(2)}, WireError, "UTF-8"),
         ({"w" * 5000: torch.ones(2)}, WireError, "4096 bytes"),
@@ -286,6 +304,14 @@ def test_what_a_message_cannot_hold_is_refused_by_the_encoder(
 ) -> None:
     with pytest.raises(error, match=reason):
         encode(message)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_a_nested_tensor_is_refused_by_the_encoder(layout: torch.layout) -> None:
+    nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=layout)
+    with pytest.raises(TypeError, match="dense tensor"):
+        encode({"w": nested})
 
 
 def test_a_header_is_what_was_written() -> None:
