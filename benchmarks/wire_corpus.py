@@ -109,6 +109,8 @@ def _made_up() -> Iterator[tuple[str, bytes]]:
     odd["regular"] = {"w": regular}
     odd["palette"] = {"w": few[torch.randint(5, (20, 30), generator=rng)]}
     odd["sparse"] = {"w": sparse, "v": sparse.half().double()}
+    odd["masked"] = {"w": torch.randn(30, 20, generator=rng) * (sparse[:, :30].t() == 0.0)}
+    odd["masked"]["v"] = odd["masked"]["w"].half() * sparse.t()[:30]
     odd["low rank"] = {"w": low}
     for name, message in odd.items():
         yield name.replace(" ", "-"), wire.encode(message)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from gradguard.wire.blocks import blocks, buffer
 from gradguard.wire.compression import read_section, section
 from gradguard.wire.errors import WireError
-from gradguard.wire.formats import Bits
+from gradguard.wire.formats import Bits, Format
 from gradguard.wire.reader import Reader
 
 
@@ -28,6 +28,34 @@ def encode_bitmap(bits: Bits, *, portable: bool) -> tuple[bytes, Bits]:
         packed[at.start // 8 : -(-at.stop // 8)] = np.packbits(mask, bitorder="little")
         kept.append(bits[at][mask])
     return section(packed, portable=portable), np.concatenate(kept)
+
+
+def encode_signed_bitmap(bits: Bits, *, portable: bool) -> tuple[bytes, bytes, Bits]:
+    """The bitmap, the signs of the zeros, and the values that are neither 0.0 nor -0.0."""
+    packed = np.empty(-(-len(bits) // 8), dtype=np.uint8)
+    kept, signs = [], []
+    for at in blocks(len(bits)):
+        block = bits[at]
+        mask = nonzero_mask(block << 1)
+        packed[at.start // 8 : -(-at.stop // 8)] = np.packbits(mask, bitorder="little")
+        kept.append(block[mask])
+        np.logical_not(mask, out=mask)
+        signs.append(block[mask] != 0)
+    together = np.packbits(np.concatenate(signs), bitorder="little")
+    found = section(packed, portable=portable), section(together, portable=portable)
+    return *found, np.concatenate(kept)
+
+
+def decode_signed_zeros(reader: Reader, fmt: Format, *, where: NDArray[np.bool_]) -> Bits:
+    """A whole tensor of 0.0 and -0.0; those for which ``where`` is set are yet to come."""
+    if not fmt.signed_zero:
+        raise WireError(f"{fmt.name} has no sign of zero to be sent")
+    zeros = ~where
+    signs = decode_bitmap(reader, size=int(np.count_nonzero(zeros)))
+    bits = np.zeros(len(where), dtype=fmt.bits)
+    bits[zeros] = signs
+    bits <<= 8 * fmt.size - 1
+    return bits
 
 
 def decode_bitmap(reader: Reader, *, size: int) -> NDArray[np.bool_]:

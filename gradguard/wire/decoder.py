@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradguard.kernels.random_coordinates import draw_coordinates
-from gradguard.wire.bitmap import decode_bitmap
+from gradguard.wire.bitmap import decode_bitmap, decode_signed_zeros
 from gradguard.wire.byte_planes import decode_planes
 from gradguard.wire.envelope import opened
 from gradguard.wire.errors import WireError
@@ -136,7 +136,7 @@ class _Task:
 
 def _task(own: Reader, record: Record, shared: _Shared) -> _Task:
     where: Indices | NDArray[np.bool_] | None = None
-    if record.support is Support.BITMAP:
+    if record.support in (Support.BITMAP, Support.SIGNED_BITMAP):
         where = decode_bitmap(own, size=record.size)
     elif record.support is not Support.ALL:
         where = shared.coordinates(record)
@@ -156,6 +156,10 @@ def _decoded(task: _Task) -> Tensor:
     elif where is None:
         bits = np.empty(record.size, dtype=record.fmt.bits)
         codec_by_tag(record.tag).decode(own, record.fmt, out=bits)
+    elif record.support is Support.SIGNED_BITMAP:
+        assert where.dtype == np.bool_
+        bits = decode_signed_zeros(own, record.fmt, where=where.view(np.bool_))
+        bits[where] = _kept(task) if task.pooled is None else task.pooled
     else:
         # Not torch.zeros: numpy asks for large pages, and a first touch of them is far quicker.
         bits = np.zeros(record.size, dtype=record.fmt.bits)

@@ -62,6 +62,9 @@ def encode(
 
     The bytes are not encrypted, and how many there are depends on the values.
 
+    Half of the zeros of ``g * mask`` are -0.0, whose sign takes a bit for every value that was
+    dropped: ``torch.where(mask, g, 0)`` has shorter messages.
+
     Args:
         message: Tensors by name: floating point (8 to 64 bits), integer or bool.
         mask_seed: The seed with which ``KeepRandomK`` drew what this message keeps. Indices are

@@ -42,6 +42,11 @@ class Format:
         """Bytes of one element."""
         return int(self.bits.itemsize)
 
+    @property
+    def signed_zero(self) -> bool:
+        """Whether the top bit alone is -0.0; in the dtypes ``fnuz`` it is NaN."""
+        return self.dtype.is_floating_point and not self.name.endswith("fnuz")
+
 
 def _format(code: int, dtype: torch.dtype, numbers: str | None = None) -> Format:
     bits = np.dtype(f"<u{dtype.itemsize}")

@@ -22,12 +22,13 @@ _MOST_HEADER_BYTES = 2**24
 
 
 class Support(IntEnum):
-    """Which values of a tensor are sent; all others are zero."""
+    """Which values of a tensor are sent; all others are zero, in the last case 0.0 or -0.0."""
 
     ALL = 0
     INDICES = 1
     BITMAP = 2
     SEED = 3
+    SIGNED_BITMAP = 4
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,12 @@ dense_bytes=8),)
     return Listing(VERSION, HEAD_BYTES + len(body), dense, header_bytes, tuple(shared), tensors)
 
 
-_SUPPORTS = {Support.INDICES: "indices", Support.BITMAP: "bitmap", Support.SEED: "seed"}
+_SUPPORTS = {
+    Support.INDICES: "indices",
+    Support.BITMAP: "bitmap",
+    Support.SEED: "seed",
+    Support.SIGNED_BITMAP: "bitmap and signs",
+}
 
 
 def _codec(record: Record) -> str:

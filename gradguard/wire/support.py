@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradguard.wire import raw
-from gradguard.wire.bitmap import encode_bitmap, nonzero_mask
+from gradguard.wire.bitmap import encode_bitmap, encode_signed_bitmap, nonzero_mask
 from gradguard.wire.blocks import blocks
 from gradguard.wire.formats import Bits, Format, Parts
 from gradguard.wire.header import Support
@@ -21,6 +21,7 @@ POOLED = 4
 
 _SPARSE = 1 / 16  # share of values up to which zeros are always left out
 _INDEXED = 8  # at most one value in so many has an index; more have a bitmap
+_NEGATIVE = 1 / 32  # share of -0.0 up to which it is a value like any other
 _PACKED = 16  # codes of fewer bits than this hold their zeros, which takes less time
 
 
@@ -38,6 +39,9 @@ class Coded:
 def coded(bits: Bits, fmt: Format, *, portable: bool) -> Coded:
     """A tensor in the shortest way that a sample of it suggests and all of it allows."""
     sample = Sample.of(bits, fmt)
+    signed = _signed(sample, portable) if _has_signed_zeros(sample) else None
+    if signed is not None:
+        return signed
     if len(sample.nonzero.values) < len(sample.values):
         order = _dense_order(sample)
         if order is None:
@@ -65,6 +69,33 @@ def _sparse(bits: Bits, fmt: Format, portable: bool) -> Coded:
     bitmap, kept = encode_bitmap(bits, portable=portable)
     tag, parts, pooled = survivors(kept, fmt)
     return Coded(Support.BITMAP, tag, [bitmap, *parts], None, pooled)
+
+
+def _has_signed_zeros(sample: Sample) -> bool:
+    """Whether -0.0 is frequent and sending its sign alone is likely to be shortest."""
+    values, fmt = sample.values, sample.fmt
+    if not fmt.signed_zero:
+        return False
+    magnitudes = values << 1
+    kept = Sample(values[magnitudes != 0], sample.whole, fmt)
+    zeros = len(values) - len(kept.values)
+    negative = zeros - np.count_nonzero(values == 0)
+    if negative <= _NEGATIVE * len(values):
+        return False
+    share, plain = len(kept.values) / len(values), len(sample.nonzero.values) / len(values)
+    signed = 2 - share + share * ranked(kept)[0][0]
+    others = (ranked(sample)[0][0], 1 + plain * ranked(sample.nonzero)[0][0])
+    return signed < 0.95 * min(others)
+
+
+def _signed(sample: Sample, portable: bool) -> Coded | None:
+    bitmap, signs, kept = encode_signed_bitmap(sample.whole, portable=portable)
+    tag, parts, pooled = survivors(kept, sample.fmt)
+    own: Parts = [bitmap, signs, *parts]
+    size = sum(map(len, own)) + (0 if pooled is None else pooled.nbytes)
+    return (
+        Coded(Support.SIGNED_BITMAP, tag, own, None, pooled) if size < sample.whole.nbytes else None
+    )
 
 
 def nonzero_indices(bits: Bits, *, most: int) -> Indices | None:

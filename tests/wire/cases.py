@@ -39,7 +39,7 @@ def tensors() -> st.SearchStrategy[Tensor]:
     shapes = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=9)
     return st.tuples(st.sampled_from(FORMATS), shapes, st.integers(0, 2**32 - 1)).flatmap(
         lambda drawn: st.sampled_from(
-            ["bits", "sparse", "dense", "few", "constant", "narrow", "grid", "transposed"]
+            ["bits", "sparse", "dense", "few", "constant", "narrow", "grid", "transposed", "masked"]
         ).map(lambda kind: made(kind, *drawn))
     )
 
@@ -53,6 +53,9 @@ def made(kind: str, fmt: Format, shape: tuple[int, ...], seed: int) -> Tensor:
         raw = raw[rng.integers(0, min(3, size), size)] if size else raw
     if kind == "constant" and size:
         raw = np.repeat(raw[:1], size, axis=0)
+    if kind == "masked" and fmt.dtype.is_floating_point:  # as by a mask that is multiplied with
+        raw[rng.random(size) < 0.8] = 0
+        raw[:, -1] |= rng.choice(np.array([0, 128], np.uint8), size)
     if kind in ("sparse", "dense"):
         raw[rng.random(size) < (0.97 if kind == "sparse" else 0.4)] = 0
     tensor = torch.empty(size, dtype=fmt.dtype)

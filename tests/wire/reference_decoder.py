@@ -57,7 +57,7 @@ def decoded(message: bytes) -> dict[str, Tensor]:
     seed = int.from_bytes(head.take(8), "little") if drawn else 0
     pools = [(DTYPES[head.byte()], head.varint(), head.varint()) for _ in range(head.varint())]
     records = [_record(head) for _ in range(tensors)]
-    sizes = {k: sum(math.prod(r[2]) for r in records if r[3] == k) for k in range(4)}
+    sizes = {k: sum(math.prod(r[2]) for r in records if r[3] == k) for k in range(5)}
     gaps = _gaps(Stream(body.take(gap_bytes)), indices)
     places = {1: [at - 1 for at in accumulate(gap + 1 for gap in gaps)],
               3: draw_coordinates(seed, sizes[3], drawn).tolist()}  # fmt: skip
@@ -69,10 +69,14 @@ def decoded(message: bytes) -> dict[str, Tensor]:
         if support in (1, 3):
             start, at[support] = at[support], at[support] + size
             where = [p - start for p in places[support] if start <= p < start + size]
-        elif support == 2:
+        bits = [0] * size
+        if support in (2, 4):
             flags = own.section()
             where = [i for i in range(size) if flags[i // 8] >> i % 8 & 1]
-        bits = [0] * size
+        if support == 4:
+            signs, others = own.section(), sorted({*range(size)} - {*where})
+            for i, place in enumerate(others):
+                bits[place] = (signs[i // 8] >> i % 8 & 1) << 8 * dtype.itemsize - 1
         for place, value in zip(where, _values(own, tag, dtype, len(where), pooled), strict=True):
             bits[place] = value
         data = b"".join(value.to_bytes(dtype.itemsize, "little") for value in bits)

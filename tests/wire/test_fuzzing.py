@@ -31,9 +31,9 @@ def test_the_corpus_holds_every_codec_and_every_way_to_leave_out_zeros(
     said = " ".join(found)
     for codec in CODECS:
         assert codec.NAME in said
-    for word in ("factors", "shared values", "indices", "bitmap", "seed"):
+    for word in ("factors", "shared values", "indices", "bitmap", "seed", "signs"):
         assert word in said
-    assert len(Support) == 4
+    assert len(Support) == 5
 
 
 def test_the_corpus_is_of_messages_and_a_plain_header_changes_none(

@@ -6,6 +6,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from gradguard.wire import WireError, decode, encode, inspect
 from gradguard.wire.compression import section
 from gradguard.wire.envelope import HEAD_BYTES, MAGIC, opened, sealed
-from gradguard.wire.formats import FLOAT32
+from gradguard.wire.formats import FLOAT32, format_by_code
 from gradguard.wire.header import Header, Pool, Record, Support, decode_header, encode_header
 from gradguard.wire.reader import Reader, varint
 from tests.wire.cases import made, messages, same
@@ -48,6 +49,7 @@ def every_codec() -> dict[str, bytes]:
         "palette of 5": encode({"a": normal.double().round().clamp(-2, 2) * 0.3}),
         "grid": encode({"a": (normal / normal.abs().max() * 7).round() / 7 * 0.5 + 0.0}),
         "indices": encode({"a": few, "b": some, "c": few.bfloat16(), "d": few.double()}),
+        "bitmap and signs": encode({"a": normal * (normal.abs() > 1), "b": normal.bfloat16() * 0}),
         "indices, zlib": encode({"a": few, "b": some}, portable=True),
         "bitmap": encode({"a": some, "b": some.sign() * normal.abs().round()}),
         "seed": encode({"a": drawn}, mask_seed=7),
@@ -80,7 +82,7 @@ def test_every_codec_is_among_the_mutated_messages() -> None:
     named = {t.codec for data in CODECS.values() for t in inspect(data).tensors}
     parts = {part for name in named for part in name.split(" + ")}
     values = {"raw", "narrowed", "palette", "grid", "shared values", "factors"}
-    assert parts == values | {"indices", "bitmap", "seed"}
+    assert parts == values | {"indices", "bitmap", "bitmap and signs", "seed"}
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -158,6 +160,7 @@ def record(*shape: int, support: Support = Support.ALL, tag: int = 0, length: in
     return Record(name, FLOAT32, shape, support, tag, length)
 
 
+NO_SIGN = format_by_code(7)
 LOW, ONES = varint(1) + bytes(4), b"\x01" * 4
 REFUSED: dict[str, tuple[bytes, str]] = {
     "a name twice": (header(record(0), record(0)), "more than once"),
@@ -191,6 +194,16 @@ REFUSED: dict[str, tuple[bytes, str]] = {
         header(record(2, tag=2, length=10)) + varint(2) + bytes(4) + ONES + b"\x04", "zero bits"),
     "bits after the last flag": (
         header(record(2, support=Support.BITMAP, length=3)) + b"\0\1\4", "zero bits"),
+    "signs of zeros of a dtype without": (
+        header(replace(record(2, support=Support.SIGNED_BITMAP, length=6), fmt=NO_SIGN))
+        + b"\0\1\0\0\1\1",
+        "no sign of zero"),
+    "signs of zeros too few": (
+        header(record(9, support=Support.SIGNED_BITMAP, length=7)) + b"\0\2\0\0\0\1\1",
+        "2 bytes, and holds 1"),
+    "bits after the last sign": (
+        header(record(2, support=Support.SIGNED_BITMAP, length=6)) + b"\0\1\0\0\1\4",
+        "zero bits"),
     "a digit that base 3 has not": (
         header(record(2, tag=2, length=14)) + varint(3) + bytes(4) + ONES + b"\2" * 4 + b"\xff",
         "at most 242"),

@@ -20,7 +20,7 @@ from gradguard.wire.reader import varint
 from tests.wire.cases import same
 from tests.wire.test_hostile_bytes import resealed
 
-KINDS = ["bits", "sparse", "dense", "few", "constant", "narrow", "grid"]
+KINDS = ["bits", "sparse", "dense", "few", "constant", "narrow", "grid", "masked"]
 BY_NAME = {fmt.name: fmt for fmt in FORMATS}
 
 

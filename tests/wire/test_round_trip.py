@@ -27,7 +27,9 @@ def test_any_message_comes_back_bit_by_bit(message: dict[str, Tensor], portable:
 
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
-@pytest.mark.parametrize("kind", ["bits", "sparse", "dense", "few", "constant", "narrow", "grid"])
+@pytest.mark.parametrize(
+    "kind", ["bits", "sparse", "dense", "few", "constant", "narrow", "grid", "masked"]
+)
 @pytest.mark.parametrize("size", [1000, 2**18 + 3])
 def test_long_tensors_come_back_bit_by_bit(kind: str, fmt: object, size: int) -> None:
     found = next(known for known in FORMATS if known is fmt)

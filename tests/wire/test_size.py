@@ -101,6 +101,41 @@ def test_what_survives_is_packed_too() -> None:
         assert len(data) <= places + bits * count / 8 + HEADER
 
 
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.2])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_what_is_masked_by_multiplying_costs_a_bit_for_each_sign(
+    share: float, dtype: torch.dtype
+) -> None:
+    """Half of the zeros that ``g * mask`` leaves are -0.0, and a message gives all bits back."""
+    kept = torch.rand(SIZE, generator=torch.Generator().manual_seed(1)) < share
+    message = {"w": normal().to(dtype) * kept}
+    data, width = encode(message), 8 * dtype.itemsize
+    assert inspect(data).tensors[0].codec.startswith("bitmap and signs" if share else "palette")
+    assert same(decode(data), message)
+    apart = encode({"w": torch.where(kept, normal().to(dtype), 0.0)})
+    assert 8 * len(data) <= 2.1 * SIZE + 1.02 * width * int(kept.sum()) + 8 * HEADER
+    assert 8 * (len(data) - len(apart)) <= 1.1 * SIZE
+
+
+def test_signs_of_zeros_do_not_hide_a_grid_or_signs() -> None:
+    kept = torch.rand(SIZE, generator=torch.Generator().manual_seed(1)) < 0.3
+    levels = (normal().clamp(-2, 2) / 2 * 7).round() / 7 * 0.3
+    for values, bits in ((levels, 4), (normal().sign(), 1)):
+        message = {"w": values * kept}
+        data = encode(message)
+        assert same(decode(data), message)
+        assert 8 * len(data) <= 2 * SIZE + bits * int(kept.sum()) + 8 * HEADER
+
+
+def test_a_few_negative_zeros_are_values_like_others() -> None:
+    (out,) = sent(KeepTopK(0.01)).values()
+    plain = len(encode({"w": out}))
+    out[:: SIZE // 10] = -0.0
+    data = encode({"w": out})
+    assert len(data) < plain + 10 * 8
+    assert same(decode(data), {"w": out})
+
+
 @pytest.mark.parametrize("odd", [0, 5, SIZE - 1])
 def test_one_value_that_the_sample_missed_costs_little(odd: int) -> None:
     for transform, bits in ((Sign(), 2.0), (Quantize(8), 8.0), (KeepTopK(0.01), 0.5)):
