@@ -46,7 +46,7 @@ def _main(name: str) -> None:
     transform = MomentumCorrection(0.9, KeepTopK(0.01))
     state = transform.init(params)
     tiny = [torch.rand(20_000, generator=rng)]
-    transform.update_(tiny, transform.init(tiny))  # loads code: not what a step takes
+    transform.update_([*tiny], transform.init(tiny))  # loads code: not what a step takes
     highest = 0
     for _ in range(STEPS):
         for grad in grads:
