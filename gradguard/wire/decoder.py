@@ -35,7 +35,7 @@ def decode(
 
     - whatever the bytes are, the answer is a message or a :class:`WireError`;
     - nothing larger than ``max_bytes`` is allocated for the tensors together, and the work on
-      them takes a small multiple of that: at its peak the process held 2 to 4.1 times
+      them takes a small multiple of that: at its peak the process held 1 to 4.1 times
       ``max_bytes`` more than before, where hostile messages were measured. On top come about 1 KiB
       for each tensor, whatever it holds, and a message has at most 2**16;
     - the same bytes give the same bits on every machine, and whatever a process does with

@@ -265,9 +265,18 @@ def test_the_bytes_of_version_1_stay_as_they_are() -> None:
     data = encode(message, portable=True)
     assert data.hex() == GOLDEN
     assert same(decode(bytes.fromhex(GOLDEN)), message)
+    masked = torch.tensor([0.0, -0.0, -0.0, 0.0, 0.0] * 30)
+    masked[::50] = torch.tensor([0.1, -0.7, 2.3])
+    assert encode({"masked": masked}, portable=True).hex() == GOLDEN_MASKED
+    assert same(decode(bytes.fromhex(GOLDEN_MASKED)), {"masked": masked})
 
 
 GOLDEN = (
     "8967726164677264018a35b31928002803010400000677656967687402030202020606737061727365021101290"
     "205636f756e741001000301000114020000003f02053a122c01"
+)
+GOLDEN_MASKED = (
+    "896772616467726401521ed7631500150100000001020314066d61736b656402440196012a00039a6766000399666600"
+    "0399662600037b7e800013010000000000040000000000100000000000000013638c31c61863c618638c31c68c31c618"
+    "638c01"
 )
