@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from gradguard.aliasing import separated
+from gradguard.aliasing import separated, storages
 
 Grads = list[Tensor | None]
 """One entry per parameter, in optimizer order; ``None`` where a parameter has no gradient."""
@@ -112,8 +112,12 @@ class Chain:
 
     def update_(self, grads: Grads, state: State) -> tuple[Grads, State]:
         new: State = {}
-        for (key, old), link in zip(state.items(), self.links, strict=True):
+        for i, ((key, old), link) in enumerate(zip(state.items(), self.links, strict=True)):
+            given = storages(grads)
             grads, new[key] = update_in_place(link, grads, old)
+            if not works_in_place(link) and any(map(works_in_place, self.links[i + 1 :])):
+                # What a pure link returns may still be its own, say a constant that it keeps.
+                grads = [g if g is None or storages([g]) <= given else g.clone() for g in grads]
         return grads, new
 
     def __repr__(self) -> str:
@@ -172,6 +176,8 @@ def walk(transform: GradTransform) -> Iterator[GradTransform]:
         return
     for field in fields(transform):
         value = getattr(transform, field.name)
-        for held in value if isinstance(value, tuple) else (value,):
+        if isinstance(value, dict):
+            value = list(value.values())
+        for held in value if isinstance(value, tuple | list) else (value,):
             if isinstance(held, GradTransform):
                 yield from walk(held)

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Fingerprint = list[tuple["weakref.ref[Tensor]", int]]
@@ -21,13 +23,12 @@ def fingerprint(params: Sequence[Tensor]) -> Fingerprint:
     """Identity and version of every gradient, without keeping any of them alive."""
     # A strong reference would hold the gradients over zero_grad() and double their memory.
     present = [grad for p in params if (grad := p.grad) is not None]
-    return [(weakref.ref(grad), grad._version) for grad in present]
+    return [(weakref.ref(grad), version(grad)) for grad in present]
 
 
 def unchanged(params: Sequence[Tensor], since: Fingerprint) -> list[bool]:
     """For every gradient that is there: is it a tensor of ``since``, unwritten since then?
 
-    >>> import torch
     >>> p = torch.zeros(2, requires_grad=True)
     >>> p.sum().backward()
     >>> before = fingerprint([p])
@@ -38,9 +39,38 @@ def unchanged(params: Sequence[Tensor], since: Fingerprint) -> list[bool]:
     [False]
     """
     # By identity, not by position: some gradients may have been removed or added since.
-    seen = {id(grad): version for ref, version in since if (grad := ref()) is not None}
+    seen = {id(grad): count for ref, count in since if (grad := ref()) is not None}
     present = [grad for p in params if (grad := p.grad) is not None]
-    return [seen.get(id(grad)) == grad._version for grad in present]
+    return [seen.get(id(grad)) == version(grad) for grad in present]
+
+
+def version(tensor: Tensor) -> int:
+    """How often ``tensor`` was written to.
+
+    Raises:
+        RuntimeError: It was made in inference mode, where torch does not count.
+    """
+    if tensor.is_inference():
+        raise RuntimeError(
+            "a gradient, or a tensor in the guard's state, was made under torch.inference_mode(), "
+            "where torch counts no writes: a gradient that was already transformed could not be "
+            "told from a fresh one. Nothing was sent or applied. Compute gradients outside "
+            "inference mode, or clone() them there"
+        )
+    return tensor._version
+
+
+@contextmanager
+def outside_inference_mode() -> Iterator[None]:
+    """Leave inference mode for a while: what is made in it can never again be written to.
+
+    Elsewhere it changes nothing, not even whether gradients are recorded.
+    """
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -55,11 +85,10 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 def versions(value: Any) -> list[int]:
     """How often each tensor in ``value`` was written to.
 
-    >>> import torch
     >>> state = {"memory": [torch.zeros(2), None]}
     >>> before = versions(state)
     >>> _ = state["memory"][0].add_(1.0)
     >>> versions(state) == before
     False
     """
-    return [tensor._version for tensor in tensors_in(value)]
+    return [version(tensor) for tensor in tensors_in(value)]

@@ -10,7 +10,7 @@ import torch
 
 from gradguard.aliasing import disjoint, storages, unaliased
 from gradguard.core import Grads, GradTransform, State, update_in_place
-from gradguard.freshness import tensors_in, versions
+from gradguard.freshness import tensors_in, version, versions
 from gradguard.guard_checks import check_form
 from gradguard.randomness import has_randomness
 
@@ -84,4 +84,4 @@ class Before:
 
 
 def _versions(grads: Grads) -> list[int | None]:
-    return [None if g is None else g._version for g in grads]
+    return [None if g is None else version(g) for g in grads]

@@ -19,7 +19,7 @@ from gradguard.checkpoint import check_structure, cloned, extended, labelled, mo
 from gradguard.closures import step_with
 from gradguard.core import Grads, GradTransform, State
 from gradguard.finite import NonFiniteGradientError
-from gradguard.freshness import Fingerprint, fingerprint, unchanged
+from gradguard.freshness import Fingerprint, fingerprint, outside_inference_mode, unchanged
 from gradguard.guard_checks import STALE, check_dense, check_params, check_whole, check_wrappable
 from gradguard.in_place import Before, transformed, write_back
 from gradguard.randomness import reseeded
@@ -76,6 +76,7 @@ class GuardedOptimizer(Optimizer):
     ``state_dict`` raise ``RuntimeError`` until ``reset()`` or ``load_state_dict()``.
     """
 
+    @outside_inference_mode()
     def __init__(
         self, inner: Optimizer, transform: GradTransform, *, model: nn.Module | None = None
     ) -> None:
@@ -107,6 +108,7 @@ class GuardedOptimizer(Optimizer):
         """Parameter names in optimizer order, where they are known."""
         return getattr(self._named(), "names", None)
 
+    @outside_inference_mode()
     def release(self) -> dict[str, Tensor] | Grads:
         """Transform ``p.grad`` in place now, and return a copy of what may be sent.
 
@@ -128,6 +130,7 @@ class GuardedOptimizer(Optimizer):
             return sent
         return {n: g for n, g in zip(names, sent, strict=True) if g is not None}
 
+    @outside_inference_mode()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Transform the gradients and let the inner optimizer step; see :meth:`release`.
 
@@ -189,6 +192,7 @@ class GuardedOptimizer(Optimizer):
         """Clear the gradients, as the inner optimizer does."""
         self.inner.zero_grad(set_to_none)
 
+    @outside_inference_mode()
     def reset(self, seed: int | None = None) -> None:
         """Forget residuals and start new random streams, as a client in its first round.
 
@@ -200,6 +204,7 @@ class GuardedOptimizer(Optimizer):
         if seed is not None:
             self.reseed(seed)
 
+    @outside_inference_mode()
     def reseed(self, seed: int | None = None) -> None:
         """Start new random streams, from the operating system or, for simulation, from a seed.
 
@@ -209,6 +214,7 @@ class GuardedOptimizer(Optimizer):
         """
         self.guard_state = reseeded(self.guard_state, seed)
 
+    @outside_inference_mode()
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters: residuals grow, and random streams continue where they were."""
         self.inner.add_param_group(param_group)
@@ -225,6 +231,7 @@ class GuardedOptimizer(Optimizer):
         check_whole(self._failure)
         return {**self.inner.state_dict(), _KEY: cloned(labelled(self.transform, self.guard_state))}
 
+    @outside_inference_mode()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load both states; a checkpoint of another chain of transforms raises ``ValueError``."""
         expected = labelled(self.transform, self.transform.init(self._named()))

@@ -54,4 +54,4 @@ def decode(text: str, like: torch.Generator) -> Tensor:
             f"expected the state of a random stream on {like.device.type} ({size} bytes), got "
             f"{len(found)} bytes; resume on the kind of device that the checkpoint is from"
         )
-    return torch.tensor(list(found), dtype=torch.uint8)
+    return torch.tensor(list(found), dtype=torch.uint8, device="cpu")

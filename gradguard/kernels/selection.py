@@ -205,7 +205,7 @@ def _found(numbers: Numbers, parts: list[tuple[int, int, int]], low: float) -> R
     bits, device = _BITS[values.dtype.itemsize], values.device
     magnitude = scratch("selection.magnitude", values.numel(), bits, device=device)
     torch.bitwise_and(values.view(bits), torch.iinfo(bits).max, out=magnitude)
-    least = max(1, int(torch.tensor(low, dtype=values.dtype).view(bits)))
+    least = max(1, int(torch.tensor(low, dtype=values.dtype, device="cpu").view(bits)))
     if device.type == "cpu":  # numpy compares and finds several times faster than torch
         reached = scratch("selection.reached", values.numel(), torch.bool).numpy()
         np.greater_equal(magnitude.numpy(), least, out=reached)

@@ -167,7 +167,8 @@ class ClipByValue:
 
 def _limit(max_abs: float, dtype: torch.dtype) -> float:
     # The bound itself rounds, and clamp would round it to nearest: a hair above it, at times.
-    bound = torch.tensor(min(max_abs, torch.finfo(dtype).max), dtype=torch.float64)
+    most = min(max_abs, torch.finfo(dtype).max)
+    bound = torch.tensor(most, dtype=torch.float64, device="cpu")
     rounded = bound.to(dtype)
     if rounded > bound:
         # One step down in the dtype itself: positive numbers are ordered as their bits are.

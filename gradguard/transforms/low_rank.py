@@ -111,8 +111,8 @@ def _aligned(matrix: Tensor) -> Tensor:
 
 
 def _gaussian(like: Tensor) -> Tensor:
-    rng = torch.Generator().manual_seed(_START_SEED)
-    return torch.randn(like.shape, generator=rng).to(like)
+    rng = torch.Generator("cpu").manual_seed(_START_SEED)
+    return torch.randn(like.shape, generator=rng, device="cpu").to(like)
 
 
 def _subspace_step(matrix: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:

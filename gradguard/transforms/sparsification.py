@@ -110,10 +110,10 @@ class KeepRandomK:
 
     The mask is fresh in every step and drawn by the client alone. It does not hide labels. The
     state's ``mask_seed`` is what
-    :func:`gradguard.kernels.random_coordinates.draw_coordinates` drew the
-    last message's coordinates from, all gradients laid end to end in row-major order: sent in
-    their place, it saves their bytes, and it tells nothing about any other message's. It is -1
-    before the first message.
+    :func:`gradguard.kernels.random_coordinates.draw_coordinates` drew the last message's
+    coordinates from, all gradients laid end to end in row-major order: sent in their place, where
+    none of them is zero, it saves their bytes, and it tells nothing about any other message's.
+    It is -1 before the first message.
 
     Args:
         ratio: Share of coordinates kept, in (0, 1].
