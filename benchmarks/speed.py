@@ -112,7 +112,7 @@ def main(*, repeats: int = REPEATS, models: tuple[str, ...] = tuple(MODELS)) -> 
     found += [_memory(model) for model in models]
     ratio, bare = identity_ratio()
     found.append(Result("guard with Identity / bare step", "ResNet-18", ratio, 1.02, bare))
-    _show(found)
+    _show(found, repeats)
     met = all(r.target is None or r.ratio <= r.target for r in found)
     met &= print_sizes("ResNet-18")
     RESULTS.parent.mkdir(exist_ok=True)
@@ -188,7 +188,7 @@ def _memory(model: str) -> Result:
     return Result("transient memory of a DGC step / gradient", model, most, 0.1, None)
 
 
-def _show(found: list[Result]) -> None:
+def _show(found: list[Result], repeats: int) -> None:
     rows = [
         [
             r.operation,
@@ -202,4 +202,4 @@ def _show(found: list[Result]) -> None:
         for r in found
     ]
     header = ["operation", "gradients of", "ratio", "at most", "met", "plain torch", ""]
-    print_table(f"multiples of one warm copy, medians of {REPEATS} runs in turns", header, rows)
+    print_table(f"multiples of one warm copy, medians of {repeats} runs in turns", header, rows)

@@ -144,8 +144,13 @@ def works_in_place(transform: GradTransform) -> bool:
     A subclass that overrides ``update`` alone has inherited an ``update_`` that does something
     else; calling that would leave out what the subclass was written for.
     """
+    return stands_for_update(transform, "update_")
+
+
+def stands_for_update(transform: GradTransform, method: str) -> bool:
+    """Whether ``method`` is of the class that ``update`` is of, or of one derived from that."""
     for cls in type(transform).__mro__:
-        if "update_" in vars(cls):
+        if method in vars(cls):
             return True
         if "update" in vars(cls):
             return False

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradguard.core import GradTransform, State
+from gradguard.core import GradTransform, State, stands_for_update
 from gradguard.kernels.candidates import Run, thin_out
 from gradguard.kernels.scratch import scratch
 
@@ -96,12 +96,7 @@ def selects(transform: GradTransform) -> bool:
 
     A subclass that overrides ``update`` alone has inherited a ``select`` that does something else.
     """
-    for cls in type(transform).__mro__:
-        if "select" in vars(cls):
-            return True
-        if "update" in vars(cls):
-            return False
-    return False
+    return stands_for_update(transform, "select")
 
 
 def largest(numbers: Numbers, count: int, *, among: Sequence[int] | None = None) -> list[Stretch]:

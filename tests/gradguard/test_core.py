@@ -89,3 +89,16 @@ def test_a_first_use_in_inference_mode_or_on_another_default_device_breaks_nothi
     weight.grad = torch.randn(100)
     optimizer.step()
     assert bool(torch.isfinite(weight).all())
+
+
+def test_a_gradient_made_in_inference_mode_is_refused_and_the_next_one_is_not() -> None:
+    weight = torch.nn.Parameter(torch.zeros(10))
+    optimizer = guard(torch.optim.SGD([weight], lr=0.1), AddGaussian(0.1))
+    with torch.inference_mode():
+        weight.grad = torch.ones(10)
+    with pytest.raises(RuntimeError, match=r"made under torch\.inference_mode"):
+        optimizer.step()
+    assert not weight.any()
+    weight.grad = torch.ones(10)
+    optimizer.step()
+    assert bool(weight.all())
