@@ -27,12 +27,12 @@ from gradguard.attacks import RLG
 from gradguard.attacks.simulation import Pool
 from gradguard.attacks.threat import Attack, FittedAttack, Knowledge, Observation
 from gradguard.evaluation import Study
-from gradguard.evaluation.bench import Bench, prepare
-from gradguard.evaluation.cell import attack_cell
 from gradguard.evaluation.data import Data
 from gradguard.evaluation.evaluate import cells
 from gradguard.evaluation.metrics import success
 from gradguard.evaluation.progress import Silent
+from gradguard.evaluation.running.bench import Bench, prepare
+from gradguard.evaluation.running.cell import attack_cell
 
 THREADS = 2
 TOP_K = [{"KeepTopK": {"ratio": 0.01, "scope": "global"}}]

@@ -13,8 +13,8 @@ from typing import Any
 from benchmarks.mnist import mnist_path
 from benchmarks.table import print_table
 from gradguard.evaluation import Report, Row, Study, evaluate
-from gradguard.evaluation.certificate_law import broken_certificates
-from gradguard.evaluation.sentences import by_defense
+from gradguard.evaluation.certificates.law import broken_certificates
+from gradguard.evaluation.views.sentences import by_defense
 
 SEEDS = 3
 NOISE = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)

@@ -20,11 +20,11 @@ from benchmarks.mnist import mnist_path
 from benchmarks.rows import attacked_row, best_published, is_worst, one_thread
 from benchmarks.table import print_table
 from gradguard.evaluation import Study, load_npz
-from gradguard.evaluation.bench import Cell, prepare
 from gradguard.evaluation.data import Data
 from gradguard.evaluation.evaluate import cells
 from gradguard.evaluation.nesting import weak_attacks
 from gradguard.evaluation.report import Row
+from gradguard.evaluation.running.bench import Cell, prepare
 
 CLUSTERS = 10
 DEFENCES: dict[str, list[dict[str, Any]]] = {

@@ -7,11 +7,11 @@ import torch
 from gradguard import Defense
 from gradguard.attacks import PUBLISHED
 from gradguard.evaluation.attackers import attack_name
-from gradguard.evaluation.bench import Bench, Cell
-from gradguard.evaluation.cell import attack_cell
 from gradguard.evaluation.progress import Silent
 from gradguard.evaluation.report import Row
-from gradguard.evaluation.rows import Cost, make_row
+from gradguard.evaluation.running.bench import Bench, Cell
+from gradguard.evaluation.running.cell import attack_cell
+from gradguard.evaluation.running.rows import Cost, make_row
 
 
 def one_thread() -> None:

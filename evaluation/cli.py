@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from gradguard.evaluation.command import INTERRUPTED, run_evaluate
+from gradguard.evaluation.commands.evaluate import INTERRUPTED, run_evaluate
+from gradguard.evaluation.commands.wire import MAX_BYTES, ROWS, run_wire
 from gradguard.evaluation.errors import UnusableInputError, one_line
-from gradguard.evaluation.wire_command import MAX_BYTES, ROWS, run_wire
 
 UNUSABLE = 2
 
@@ -96,7 +96,7 @@ def audit(
 ) -> None:
     """Try to refute what DP defences claim. Exit code 1: a claim is refuted."""
     # Opacus takes seconds to load, and other commands may do without it.
-    from gradguard.evaluation.audit_command import run_audit
+    from gradguard.evaluation.commands.audit import run_audit
 
     try:
         code = run_audit(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gradguard.evaluation.batches import Batch, draw_batches
 from gradguard.evaluation.data import Data
-from gradguard.evaluation.memo import GradientMemo, Grads, ReleasingClient
+from gradguard.evaluation.running.memo import GradientMemo, Grads, ReleasingClient
 from gradguard.evaluation.seeding import derive
 
 POPULATION = 2048

@@ -6,8 +6,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from gradguard.evaluation.bench import Bench, Cell, prepare
-from gradguard.evaluation.certificate_law import (
+from gradguard.evaluation.certificates.law import (
     broken_certificates,
     certificates_sentence,
     weak_deltas,
@@ -19,9 +18,10 @@ from gradguard.evaluation.nesting import weak_attacks, weak_pooling
 from gradguard.evaluation.progress import Progress, Silent
 from gradguard.evaluation.provenance import provenance
 from gradguard.evaluation.report import Report, Row
-from gradguard.evaluation.rows import guarantees, make_row
+from gradguard.evaluation.running.bench import Bench, Cell, prepare
+from gradguard.evaluation.running.rows import guarantees, make_row
+from gradguard.evaluation.running.work import working
 from gradguard.evaluation.study import Study
-from gradguard.evaluation.work import working
 
 
 class StoppedStudyError(RuntimeError):

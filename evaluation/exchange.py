@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from gradguard.evaluation.cohort import OtherClients
-from gradguard.evaluation.memo import MemoisedClient
+from gradguard.evaluation.running.memo import MemoisedClient
 
 Message = dict[str, Tensor]
 

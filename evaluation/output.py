@@ -59,8 +59,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 def write_report(report: Report, folder: Path) -> list[Path]:
     """Write ``report.json``, ``report.html`` and the plots; returns their paths."""
     # matplotlib takes a second to load, and a mistyped command should not wait for it.
-    from gradguard.evaluation.html import render_html
-    from gradguard.evaluation.plots import draw
+    from gradguard.evaluation.views.html import render_html
+    from gradguard.evaluation.views.plots import draw
 
     # Everything is rendered before anything is written.
     # A file name need not be UTF-8, and the command is in the report: such bytes are escaped.

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from gradguard.attacks.threat import Attack
-from gradguard.evaluation.bench import Bench, per_seed
 from gradguard.evaluation.message_size import MASKED, MESSAGES
 from gradguard.evaluation.message_size import METHOD as BYTES
+from gradguard.evaluation.running.bench import Bench, per_seed
 from gradguard.evaluation.study import Study
 
 METHOD = (

@@ -71,7 +71,7 @@ class Row:
             differential privacy, as are the next two.
         delta: See ``epsilon``.
         certificate: Upper bounds on what any attacker reads; see
-            :func:`gradguard.evaluation.certify.certify`.
+            :func:`gradguard.evaluation.certificates.certify.certify`.
     """
 
     defense: str

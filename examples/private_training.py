@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from gradguard import KeepTopK
 from gradguard.dp import PrivacyLedger, make_private
-from gradguard.evaluation.certificate import noise_for_bound, per_record_bound
+from gradguard.evaluation.certificates.record import noise_for_bound, per_record_bound
 
 images, labels = load_digits(return_X_y=True)
 data = TensorDataset(torch.tensor(images / 16).float(), torch.tensor(labels))

@@ -15,7 +15,7 @@ from gradguard.attacks.simulation import Pool, rehearse
 from gradguard.attacks.threat import Client
 from gradguard.evaluation.attackers import BLIND, attack_name
 from gradguard.evaluation.metrics import Interval, advantage, success, t_interval
-from gradguard.evaluation.rows import worst_attack
+from gradguard.evaluation.running.rows import worst_attack
 
 CALIBRATION = 60
 

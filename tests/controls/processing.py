@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from gradguard import AddGaussian, Defense, KeepTopK, Quantize, Sign, Withhold
 from gradguard.attacks import ADAPTIVE, BASELINES, PUBLISHED, Knowledge
-from gradguard.evaluation.memo import GradientMemo, MemoisedClient
 from gradguard.evaluation.metrics import Interval
 from gradguard.evaluation.nesting import nested
+from gradguard.evaluation.running.memo import GradientMemo, MemoisedClient
 from tests.attacks import mnist, models
 from tests.controls.bench import CALIBRATION, Scores, draw_victims, interval, play, sized
 

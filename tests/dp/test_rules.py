@@ -22,7 +22,7 @@ from gradguard.dp import (
     make_private,
 )
 from gradguard.dp.ledger import epsilon_of
-from gradguard.evaluation.certify import certify
+from gradguard.evaluation.certificates.certify import certify
 from gradguard.hook_warning import without_hook_warning
 from gradguard.serialization import TRANSFORMS
 from tests.dp.setting import Spy, backward, batch, data, epoch, flat, network, private, step

@@ -10,7 +10,7 @@ import pytest
 
 from gradguard import DPSGD, Defense
 from gradguard.evaluation import AttackScore, Report, Row
-from gradguard.evaluation.certify import certify
+from gradguard.evaluation.certificates.certify import certify
 from gradguard.evaluation.cli import main
 from gradguard.evaluation.knowledge import LEVELS
 from gradguard.evaluation.report import KnowledgeScore

@@ -11,7 +11,7 @@ import torch
 from gradguard.attacks import Attack, Knowledge, NotApplicableError
 from gradguard.evaluation import Data, Study, UnusableInputError, evaluate, load_digits
 from gradguard.evaluation.attackers import select_attacks, shaped
-from gradguard.evaluation.bench import Bench, prepare
+from gradguard.evaluation.running.bench import Bench, prepare
 from gradguard.evaluation.shift import SHIFTS
 from gradguard.evaluation.specs import AttackSpec
 from gradguard.evaluation.split import keep_per_class

@@ -36,7 +36,7 @@ from gradguard.evaluation import (
     evaluate,
 )
 from gradguard.evaluation.attackers import attack_name
-from gradguard.evaluation.sentences import closing_line, leaks, sentences, tone
+from gradguard.evaluation.views.sentences import closing_line, leaks, sentences, tone
 
 # Each takes several seconds: the whole bank of attacks, on a convolutional model.
 pytestmark = pytest.mark.slow

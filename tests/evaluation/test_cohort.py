@@ -11,14 +11,14 @@ from torch import Tensor
 
 from gradguard import DPSGD, AddGaussian, Defense, ErrorFeedback, KeepTopK, Sign
 from gradguard.evaluation import Study, evaluate, load_digits
-from gradguard.evaluation.bench import Cell, prepare
-from gradguard.evaluation.cell import _exchange
 from gradguard.evaluation.cohort import OtherClients
 from gradguard.evaluation.exchange import Exchange
 from gradguard.evaluation.federated import train_federated
-from gradguard.evaluation.memo import GradientMemo, MemoisedClient
 from gradguard.evaluation.models import build_model, mlp
 from gradguard.evaluation.nesting import nested
+from gradguard.evaluation.running.bench import Cell, prepare
+from gradguard.evaluation.running.cell import _exchange
+from gradguard.evaluation.running.memo import GradientMemo, MemoisedClient
 from gradguard.evaluation.specs import TrainingSpec
 from gradguard.evaluation.training import train
 from tests.evaluation.examples import NONE, study_with

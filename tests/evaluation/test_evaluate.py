@@ -22,12 +22,12 @@ from gradguard.evaluation import (
     load_digits,
 )
 from gradguard.evaluation.attackers import attack_name
-from gradguard.evaluation.bench import Bench, Cell, prepare
-from gradguard.evaluation.cell import attack_cell
 from gradguard.evaluation.evaluate import cells
 from gradguard.evaluation.models import mlp
 from gradguard.evaluation.progress import Silent
-from gradguard.evaluation.rows import worst_attack
+from gradguard.evaluation.running.bench import Bench, Cell, prepare
+from gradguard.evaluation.running.cell import attack_cell
+from gradguard.evaluation.running.rows import worst_attack
 from gradguard.evaluation.study import default_table
 from gradguard.evaluation.training import train
 from tests.evaluation.examples import STUDY, study_with
@@ -175,7 +175,7 @@ def test_the_attacked_model_was_trained_on_no_attacked_image(
         seen.append(data[0])
         return train(model, data, test, **rest)
 
-    monkeypatch.setattr("gradguard.evaluation.bench.train", spy)
+    monkeypatch.setattr("gradguard.evaluation.running.bench.train", spy)
     bench.model("trained", 0)
     trained = {image.numpy().tobytes() for image in seen[0]}
     attacked = np.concatenate([bench.parts.calibration, bench.parts.scored])

@@ -19,8 +19,8 @@ from gradguard import (
     guard,
 )
 from gradguard.evaluation.exchange import Exchange, mean
-from gradguard.evaluation.memo import GradientMemo, MemoisedClient
 from gradguard.evaluation.models import build_model, mlp
+from gradguard.evaluation.running.memo import GradientMemo, MemoisedClient
 
 MODEL = build_model(mlp, input_shape=(1, 4, 4), num_classes=3, seed=0)
 INPUTS, LABELS = torch.rand(6, 1, 4, 4), torch.tensor([0, 1, 2, 0, 1, 2])

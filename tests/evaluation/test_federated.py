@@ -12,12 +12,12 @@ from torch import nn
 from gradguard import Defense, LocalTraining
 from gradguard.attacks.threat import FittedAttack, Knowledge, Observation
 from gradguard.evaluation import Study, UnusableInputError, evaluate, load_digits
-from gradguard.evaluation.bench import Cell, prepare
-from gradguard.evaluation.cell import attack_cell
 from gradguard.evaluation.federated import round_overhead, train_federated
-from gradguard.evaluation.memo import GradientMemo
 from gradguard.evaluation.models import build_model, mlp
 from gradguard.evaluation.progress import Silent
+from gradguard.evaluation.running.bench import Cell, prepare
+from gradguard.evaluation.running.cell import attack_cell
+from gradguard.evaluation.running.memo import GradientMemo
 from gradguard.evaluation.specs import TrainingSpec
 from tests.evaluation.examples import NONE, STUDY, study_with
 

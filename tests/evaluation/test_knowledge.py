@@ -12,7 +12,7 @@ from gradguard.evaluation import AttackScore, Report, Study, evaluate
 from gradguard.evaluation.attackers import attack_name, select_attacks, shaped
 from gradguard.evaluation.knowledge import LEVELS, TOLD, attacks_by_level
 from gradguard.evaluation.report import KnowledgeScore
-from gradguard.evaluation.rows import worst_attack, worst_by_knowledge
+from gradguard.evaluation.running.rows import worst_attack, worst_by_knowledge
 from gradguard.evaluation.specs import AttackSpec
 from tests.attacks.models import SIDE, batches, cnn, knowledge, skewed
 from tests.evaluation.examples import report, row, study_with

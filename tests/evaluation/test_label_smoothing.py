@@ -9,9 +9,9 @@ from torch.nn.functional import cross_entropy
 
 from gradguard import DPSGD, Defense
 from gradguard.evaluation import Study, TrainingSpec, UnusableInputError
-from gradguard.evaluation.bench import Bench, Cell, prepare
-from gradguard.evaluation.cell import attack_cell
 from gradguard.evaluation.progress import Silent
+from gradguard.evaluation.running.bench import Bench, Cell, prepare
+from gradguard.evaluation.running.cell import attack_cell
 from gradguard.evaluation.training import loader, train
 from tests.evaluation.examples import NONE, study_with
 from tests.evaluation.test_evaluate import Spy

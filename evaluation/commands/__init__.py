@@ -1,0 +1,1 @@
+"""What the commands of ``gradguard`` do, one module each."""

@@ -1,0 +1,135 @@
+"""What ``gradguard evaluate`` does, step by step."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gradguard.attacks.head import find_head
+from gradguard.evaluation.errors import UnusableInputError
+from gradguard.evaluation.evaluate import InterruptedStudyError, StoppedStudyError, evaluate
+from gradguard.evaluation.models import build_model, find_factory
+from gradguard.evaluation.output import check_writable, write_report
+from gradguard.evaluation.progress import Bar
+from gradguard.evaluation.report import Report
+from gradguard.evaluation.running.bench import load_data
+from gradguard.evaluation.study import Study, default_table, read_toml
+from gradguard.evaluation.views.table import make_console, print_report
+
+INTERRUPTED = 130
+"""The exit code after Ctrl-C, as shells have it."""
+
+
+def run_evaluate(
+    path: Path | None,
+    *,
+    data: Path | None,
+    model: str | None,
+    out: Path,
+    seed: int | None,
+    jobs: int | None,
+) -> int:
+    """Run a study, print it, write it; the exit code.
+
+    Raises:
+        UnusableInputError: Before any work is done and with nothing written.
+        KeyboardInterrupt: Before the first row was finished.
+    """
+    study = chosen_study(path, data=data, model=model, seed=seed)
+    check_writable(out)
+    try:
+        with Bar(make_console(stderr=True)) as bar:
+            command = ["gradguard", *sys.argv[1:]]
+            count = _default_jobs() if jobs is None else jobs
+            report = evaluate(study, progress=bar, command=command, jobs=count)
+    except InterruptedStudyError as interrupt:
+        if not interrupt.report.rows:
+            raise
+        _deliver(interrupt.report, out)
+        return INTERRUPTED
+    except StoppedStudyError as stopped:
+        _deliver(stopped.report, out)
+        raise (stopped.__cause__ or stopped) from None
+    _deliver(report, out)
+    return 0
+
+
+def _default_jobs() -> int:
+    # Each process takes half a gigabyte before it holds any data: not one per core of a server.
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, 4)
+
+
+def _deliver(report: Report, out: Path) -> None:
+    """Write the report, then show it: a terminal that is gone must not cost the files."""
+    console = make_console()
+    with _uninterrupted():
+        try:
+            paths = write_report(report, out)
+        except OSError as error:
+            # What cannot be kept is at least shown.
+            print_report(report, console)
+            why = error.strerror or type(error).__name__
+            raise UnusableInputError(f"{out}: the report could not be written ({why})") from error
+    written = ", ".join(str(path) for path in paths)
+    try:
+        print_report(report, console)
+        console.print(f"Written: {written}", soft_wrap=True, markup=False)
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise UnusableInputError(f"written: {written}, but not shown ({why})") from error
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C is often pressed twice; the second is not to stop what the first one asked for."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread is ever interrupted, and only it may say how
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def chosen_study(
+    path: Path | None, *, data: Path | None, model: str | None, seed: int | None
+) -> Study:
+    """The study file, or the default study, with what the command line says instead."""
+    table = default_table() if path is None else read_toml(path)
+    folder = None if path is None else path.parent
+    if data is not None:
+        # Absolute: a path on the command line starts at the working folder, not at the study's.
+        table["data"] = _section(table, "data", without=("name",)) | {"path": str(data.absolute())}
+    if model is not None:
+        table["model"] = {"factory": model}
+    if seed is not None:
+        table["seed"] = seed
+    study = Study.from_dict(table, folder=folder)
+    if path is None and model is not None:
+        head = _head_layer(study)
+        study = Study.from_dict(table | {"defense": default_table(head=head)["defense"]})
+    return study
+
+
+def _section(table: dict[str, Any], name: str, *, without: tuple[str, ...]) -> dict[str, Any]:
+    section = table.get(name, {})
+    if not isinstance(section, dict):
+        raise UnusableInputError(f"[{name}] must be a table of keys and values, got {section!r}")
+    return {key: value for key, value in section.items() if key not in without}
+
+
+def _head_layer(study: Study) -> str:
+    """Where the user's model has its output layer, which one default defence withholds."""
+    data = load_data(study)
+    factory = find_factory(study.model.name, study.model.factory)
+    model = build_model(
+        factory, input_shape=data.input_shape, num_classes=data.num_classes, seed=study.seed
+    )
+    return find_head(dict(model.named_parameters()), data.num_classes).layer

@@ -1,0 +1,1 @@
+"""What a report or a message is good for: gates, comparisons, a look at one update, a monitor."""

@@ -1,0 +1,1 @@
+"""Doing what a study asks for: cells, what they share, and where they are worked on."""

@@ -1,0 +1,1 @@
+"""Among hundreds of defences, those that nothing beats on every count."""

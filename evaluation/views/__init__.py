@@ -1,0 +1,1 @@
+"""A report as words, a table, a page and pictures."""
