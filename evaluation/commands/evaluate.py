@@ -1,4 +1,4 @@
-"""What ``gradguard evaluate`` does, step by step."""
+"""``gradguard evaluate``: run a study, print it, write it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from gradguard.attacks.head import find_head
 from gradguard.evaluation.errors import UnusableInputError
@@ -24,6 +26,38 @@ from gradguard.evaluation.views.table import make_console, print_report
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C, as shells have it."""
+
+
+def command(
+    study: Annotated[
+        Path | None, typer.Argument(metavar="[STUDY.toml]", help="Default: a study of its own.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="An .npz with uint8 images and integer labels.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODULE:FACTORY", help="A function that makes a model.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("gradguard-report"),
+    seed: Annotated[int | None, typer.Option(help="Decides every draw of the study.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Processes to work in. Default: one per core, at most 4.")
+    ] = None,
+) -> None:
+    """Attack every defence of a study; report what leaks and what hiding it costs."""
+    # A time limit of a batch system comes as SIGTERM: keep the finished rows, as after Ctrl-C.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        code = run_evaluate(study, data=data, model=model, out=out, seed=seed, jobs=jobs)
+    except KeyboardInterrupt:
+        # Caught here: typer would turn it into an exit without a word.
+        typer.echo(
+            "gradguard: interrupted before a row was finished; nothing was written", err=True
+        )
+        code = INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    raise typer.Exit(code)
 
 
 def run_evaluate(

@@ -1,4 +1,4 @@
-"""What ``gradguard wire`` does: lists what a file of encoded bytes holds, without decoding it."""
+"""``gradguard wire``: lists what a file of encoded bytes holds, without decoding it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -23,6 +25,16 @@ from gradguard.evaluation.views.table import make_console
 MAX_BYTES = 2**30
 ROWS = 40
 _NAME, _SHAPE = 32, 20  # columns of the table
+
+
+def command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="One encoded message.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with all tensors.")] = False,
+    rows: Annotated[int, typer.Option(help="Show so many tensors, the largest.")] = ROWS,
+    max_bytes: Annotated[int, typer.Option(help="Refuse a larger file.")] = MAX_BYTES,
+) -> None:
+    """List what an encoded message holds, tensor by tensor, without decoding it."""
+    raise typer.Exit(run_wire(file, as_json=as_json, rows=rows, max_bytes=max_bytes))
 
 
 def run_wire(path: Path, *, as_json: bool, rows: int, max_bytes: int) -> int:

@@ -12,7 +12,7 @@ import pytest
 import tomli_w
 
 from gradguard.evaluation.auditing.engine import AuditResult
-from gradguard.evaluation.commands.audit import Audited, closing, to_json, weak
+from gradguard.evaluation.auditing.study import Audited, closing, to_json, weak
 from tests.evaluation.auditing.test_engine import audit, small
 from tests.evaluation.broken_pipelines import Correct, NoNoiseOnScalars
 from tests.evaluation.examples import run, study_with, write_npz
@@ -120,7 +120,7 @@ def test_an_audit_that_cannot_be_kept_is_shown_and_exit_code_2(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("gradguard.evaluation.commands.audit.write_atomically", full)
+    monkeypatch.setattr("gradguard.evaluation.auditing.study.write_atomically", full)
     arguments = ("--draws", "100", "--defense", "DP z=1", "--out", "found.json")
     assert run("audit", study, *arguments) == 2
     said = capsys.readouterr()
