@@ -9,6 +9,7 @@ from gradguard.evaluation.evaluate import InterruptedStudyError as InterruptedSt
 from gradguard.evaluation.evaluate import StoppedStudyError as StoppedStudyError
 from gradguard.evaluation.evaluate import evaluate as evaluate
 from gradguard.evaluation.report import AttackScore as AttackScore
+from gradguard.evaluation.report import Failure as Failure
 from gradguard.evaluation.report import Report as Report
 from gradguard.evaluation.report import Row as Row
 from gradguard.evaluation.report import read_report as read_report

@@ -121,21 +121,35 @@ class Row:
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
 
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A row that could not be made, and why: no number at all, which is no low one."""
+
+    defense: str
+    composition: str
+    stage: str
+    batch_size: int
+    rounds: int = 1
+    why: str
+
+
 @dataclass(frozen=True)
 class Report:
     """What a study found.
 
     Args:
         study: The study as plain data.
-        rows: In the order in which they were finished.
+        rows: In the order of the study.
         provenance: Versions, seed, command, numbers of batches, time taken.
-        complete: Whether every row of the study is there.
+        complete: Whether every row of the study is there, or its failure.
+        failures: Rows that could not be made.
     """
 
     study: dict[str, Any]
     rows: tuple[Row, ...]
     provenance: dict[str, Any] = field(default_factory=dict)
     complete: bool = True
+    failures: tuple[Failure, ...] = ()
 
     def to_json(self) -> str:
         """JSON without NaN or infinity, which JSON does not have.
@@ -148,6 +162,7 @@ class Report:
             "complete": self.complete,
             "study": _finite(self.study),
             "rows": [_plain(row) for row in self.rows],
+            "failures": [asdict(failure) for failure in self.failures],
             "provenance": self.provenance,
         }
         return json.dumps(table, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
@@ -167,7 +182,8 @@ class Report:
                     "read it with the gradguard that wrote it"
                 )
             rows = tuple(Row.from_dict(row) for row in table["rows"])
-            return cls(table["study"], rows, table["provenance"], table["complete"])
+            failures = tuple(Failure(**failure) for failure in table.get("failures", []))
+            return cls(table["study"], rows, table["provenance"], table["complete"], failures)
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise UnusableInputError(f"not a gradguard report: {one_line(error)}") from error
 
