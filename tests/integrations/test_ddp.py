@@ -187,7 +187,7 @@ def _train_through(
     told, left, kept = [], 0, True
     optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1)
     for step in range(STEPS):
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=False)  # so that DDP has raw gradients to leave behind
         inputs, labels = two_ranks.batch(rank, step)
         if step == bad and rank == 1:
             inputs[0, 0, 0, 0] = float("nan")
