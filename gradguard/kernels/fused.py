@@ -100,13 +100,21 @@ def send_(
         if values.numel():
             where = stretch.positions.to(grad.device, torch.int64)
             grad.scatter_(0, where, values)
-            owed = past[-1]
-            # Not zero: what rounding to the gradient's dtype takes away is owed as well.
-            owed.scatter_(0, where, stretch.values.to(owed) - values.to(owed))
-            for index in rule.forgets:
-                # A value that its dtype rounds to zero is not sent, and not forgotten either.
-                past[index].index_fill_(0, where[values != 0], 0.0)
+            _settle(past, rule, where, stretch.values, values)
     return state
+
+
+def _settle(past: Sequence[Tensor], rule: Rule, where: Tensor, owed: Tensor, sent: Tensor) -> None:
+    """What is still owed, and what is forgotten, where something was sent."""
+    if sent.dtype == owed.dtype:
+        past[-1].index_fill_(0, where, 0.0)
+    else:
+        # Not zero: what rounding to the gradient's dtype takes away is owed as well.
+        past[-1].scatter_(0, where, owed.to(past[-1]) - sent.to(past[-1]))
+        # A value that its dtype rounds to zero is not sent, and not forgotten either.
+        where = where[sent != 0]
+    for index in rule.forgets:
+        past[index].index_fill_(0, where, 0.0)
 
 
 def _fitting(stretch: Stretch, grads: Grads, like: Sequence[Tensor]) -> Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -27,12 +28,13 @@ from gradguard.kernels.scratch import scratch
 
 _RUN = 2**18  # elements looked at together: more would leave the processor's cache
 _RUN_ON_ACCELERATOR = 2**26  # there every look costs a wait for the device
-_SAMPLES = 2**16
+_SAMPLES = 2**14  # each costs a line of memory; more would narrow the bounds by little
 _LEAST_STRIDE = 65  # a short gradient is searched as a whole rather than sampled densely
 _FEW = 2**16  # so many candidates need no thinning out
 _SMALL = 2**15  # elements of a tensor that is looked at together with others:
 _TOGETHER = 2**16  # so many elements of them
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_ONE_PART = np.zeros(1, dtype=np.int32)
 
 
 class OverflowInSelectionError(ArithmeticError):
@@ -143,10 +145,10 @@ def _bracket(numbers: Numbers, indices: Sequence[int], count: int) -> tuple[floa
         samples.append([term[index][-offset % stride :: stride] for term in numbers.terms])
         offset += numbers.like[index].numel()
     device = samples[0][0].device
-    terms = [torch.cat([s.to(device) for s in term]) for term in zip(*samples, strict=True)]
+    terms = [_joined([s.to(device) for s in term]) for term in zip(*samples, strict=True)]
     sample = _numpy(numbers.combine(*terms).abs())
     expected = count * len(sample) / total
-    spread = 4 * math.sqrt(expected) + 5
+    spread = 3 * math.sqrt(expected) + 5
     low, high = int(expected + spread), int(expected - spread)
     places = [len(sample) - rank for rank in (low, high) if 0 < rank < len(sample)]
     ranked = np.partition(sample, places) if places else sample
@@ -193,37 +195,52 @@ def _plan(numbers: Numbers, indices: Sequence[int]) -> Iterator[list[tuple[int, 
 
 def _found(numbers: Numbers, parts: list[tuple[int, int, int]], low: float) -> Run:
     lengths = [stop - start for _, start, stop in parts]
-    begins = np.cumsum([0, *lengths[:-1]], dtype=np.int32)
+    begins = np.cumsum([0, *lengths[:-1]], dtype=np.int32) if len(parts) > 1 else _ONE_PART
     values = _read(numbers, parts)
-    # Bits without the sign, as an integer, order numbers by magnitude, with infinity and NaN on
-    # top: whatever must be refused is among the candidates, and no pass has to look for it.
-    bits, device = _BITS[values.dtype.itemsize], values.device
-    magnitude = scratch("selection.magnitude", values.numel(), bits, device=device)
-    torch.bitwise_and(values.view(bits), torch.iinfo(bits).max, out=magnitude)
-    least = max(1, int(torch.tensor(low, dtype=values.dtype, device="cpu").view(bits)))
-    if device.type == "cpu":  # numpy compares and finds several times faster than torch
-        reached = scratch("selection.reached", values.numel(), torch.bool).numpy()
-        np.greater_equal(magnitude.numpy(), least, out=reached)
-        where = torch.from_numpy(np.flatnonzero(reached))
-    else:
-        where = (magnitude >= least).nonzero().view(-1)
+    where = _reaching(values, low)
     found = _numpy(torch.take(values, where))
     if not np.isfinite(found).all():
         _refuse(numbers, parts)
     return Run(parts, begins, where.cpu().numpy().astype(np.int32), found)
 
 
+def _reaching(values: Tensor, low: float) -> Tensor:
+    """Where a number is not zero and has magnitude ``low`` or more, or is NaN."""
+    # Bits without the sign, as an integer, order numbers by magnitude, with infinity and NaN on
+    # top: whatever must be refused is among the candidates, and no pass has to look for it.
+    bits, device = _BITS[values.dtype.itemsize], values.device
+    magnitude = scratch("selection.magnitude", values.numel(), bits, device=device)
+    unsigned, least = torch.iinfo(bits).max, _least(low, values.dtype)
+    if device.type != "cpu":
+        torch.bitwise_and(values.view(bits), unsigned, out=magnitude)
+        return (magnitude >= least).nonzero().view(-1)
+    np.bitwise_and(values.view(bits).numpy(), unsigned, out=magnitude.numpy())
+    reached = scratch("selection.reached", values.numel(), torch.bool).numpy()
+    np.greater_equal(magnitude.numpy(), least, out=reached)
+    return torch.from_numpy(np.flatnonzero(reached))
+
+
+@lru_cache(maxsize=64)
+def _least(low: float, dtype: torch.dtype) -> int:
+    """The bits of ``low``, and at least those of the smallest number above zero."""
+    return max(1, int(torch.tensor(low, dtype=dtype, device="cpu").view(_BITS[dtype.itemsize])))
+
+
 def _read(numbers: Numbers, parts: list[tuple[int, int, int]]) -> Tensor:
     if len(parts) == 1:
         ((index, start, stop),) = parts
         return numbers.combine(*(term[index][start:stop] for term in numbers.terms))
-    together = []
-    for i, term in enumerate(numbers.terms):
-        pieces = [term[index] for index, _, _ in parts]
-        size, first = sum(piece.numel() for piece in pieces), pieces[0]
-        out = scratch(f"selection.term{i}", size, first.dtype, device=first.device)
-        together.append(torch.cat(pieces, out=out))
-    return numbers.combine(*together)
+    return numbers.combine(*(_joined([term[i] for i, _, _ in parts]) for term in numbers.terms))
+
+
+def _joined(pieces: Sequence[Tensor]) -> Tensor:
+    """Flat tensors one after the other; in numpy, since torch needs microseconds for each."""
+    first = pieces[0]
+    if first.device.type != "cpu" or any(piece.dtype != first.dtype for piece in pieces):
+        return torch.cat(list(pieces))
+    bits = _BITS[first.dtype.itemsize]  # numpy does not know every dtype, but knows its bits
+    joined = np.concatenate([piece.view(bits).numpy() for piece in pieces])
+    return torch.from_numpy(joined).view(first.dtype)
 
 
 def _refuse(numbers: Numbers, parts: list[tuple[int, int, int]]) -> None:

@@ -14,6 +14,7 @@ from gradguard.core import Grads, GradTransform, Reads, State, walk
 from gradguard.finite import check_finite
 from gradguard.kernels.elementwise import restore, widen
 from gradguard.kernels.fused import Rule, alike, send_
+from gradguard.kernels.one_thread import add
 from gradguard.kernels.scratch import scratch
 from gradguard.kernels.selection import Selects, selects
 
@@ -102,7 +103,7 @@ class ErrorFeedback:
 
 def _owed(memory: Tensor, grad: Tensor) -> Tensor:
     out = scratch("error_feedback.owed", memory.numel(), memory.dtype, device=memory.device)
-    return torch.add(memory, grad, out=out)
+    return add(memory, grad, out=out)
 
 
 def _advance(memory: Tensor, grad: Tensor) -> None:

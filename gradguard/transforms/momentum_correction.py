@@ -14,6 +14,7 @@ from gradguard.core import Grads, GradTransform, Reads, State
 from gradguard.finite import check_finite
 from gradguard.kernels.elementwise import restore, widen
 from gradguard.kernels.fused import Rule, alike, send_
+from gradguard.kernels.one_thread import add, multiply
 from gradguard.kernels.scratch import scratch
 from gradguard.kernels.selection import Selects, selects
 from gradguard.transforms.error_feedback import refuse_noise
@@ -106,10 +107,10 @@ class MomentumCorrection:
     def _owed(self, velocity: Tensor, owed: Tensor, grad: Tensor) -> Tensor:
         size, dtype, device = velocity.numel(), velocity.dtype, velocity.device
         out = scratch("momentum_correction.owed", size, dtype, device=device)
-        torch.mul(velocity, self.momentum, out=out).add_(grad)
+        add(multiply(velocity, self.momentum, out=out), grad, out=out)
         if self.nesterov:
-            out.mul_(self.momentum).add_(grad)
-        return out.add_(owed)
+            add(multiply(out, self.momentum, out=out), grad, out=out)
+        return add(out, owed, out=out)
 
     def _advance(self, velocity: Tensor, owed: Tensor, grad: Tensor) -> None:
         velocity.mul_(self.momentum).add_(grad)
