@@ -32,3 +32,7 @@ from gradguard.transforms.sparsification import KeepRandomK as KeepRandomK
 from gradguard.transforms.sparsification import KeepTopK as KeepTopK
 from gradguard.transforms.ternary import Ternary as Ternary
 from gradguard.transforms.warm_up import WarmUp as WarmUp
+from gradguard.updates.layout import UpdateLayout as UpdateLayout
+from gradguard.updates.protection import apply_update as apply_update
+from gradguard.updates.protection import protect as protect
+from gradguard.updates.update_guard import UpdateGuard as UpdateGuard

@@ -19,7 +19,8 @@ PUBLIC = {
     "ClipByValue", "DPSGD", "Defense", "ErrorFeedback", "FedAvgClient", "GradTransform", "Grads",
     "GuardedOptimizer", "Identity", "KeepRandomK", "KeepTopK", "LocalTraining", "LowRank",
     "MomentumCorrection", "NamedParameters", "NonFiniteGradientError", "Only",
-    "Quantize", "Sign", "State", "Ternary", "WarmUp", "Withhold", "chain", "guard",
+    "Quantize", "Sign", "State", "Ternary", "UpdateGuard", "UpdateLayout", "WarmUp", "Withhold",
+    "apply_update", "chain", "guard", "protect",
 }  # fmt: skip
 
 
