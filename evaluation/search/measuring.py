@@ -1,0 +1,90 @@
+"""Measuring candidates: one evaluation a batch, whose finished cells are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from gradguard import Defense
+from gradguard.evaluation.errors import UnusableInputError, one_line
+from gradguard.evaluation.evaluate import cells, evaluate
+from gradguard.evaluation.progress import Progress
+from gradguard.evaluation.report import Failure, Report
+from gradguard.evaluation.running.bench import Bench, prepare
+from gradguard.evaluation.running.preflight import check_defenses
+from gradguard.evaluation.search.objectives import Candidate, candidates
+from gradguard.evaluation.study import Study
+
+
+@dataclass(frozen=True)
+class Meter:
+    """Measures defences under the conditions of one study.
+
+    A defence that cannot be used with the study's model is a failure with its reason, and the
+    others are measured.
+
+    Args:
+        study: Its own defences must be usable.
+        store: Folder for finished cells, which are not computed again.
+        options: Further arguments of :func:`gradguard.evaluation.evaluate`.
+
+    Raises:
+        UnusableInputError: The study itself cannot be used.
+    """
+
+    study: Study
+    store: Path
+    progress: Progress | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    bench: Bench = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bench", prepare(self.study))
+
+    def __call__(self, defenses: Sequence[Defense]) -> list[Candidate]:
+        """What is measured of each, in their order."""
+        return self.read(self.report(defenses), defenses)
+
+    def read(self, report: Report, defenses: Sequence[Defense]) -> list[Candidate]:
+        """What a report says of each, in their order."""
+        names = [defense.name for defense in defenses]
+        return candidates(report, names, rows_each=len(cells(self.study)))
+
+    def report(self, defenses: Sequence[Defense]) -> Report:
+        """A report on them all; what cannot be used is among its failures."""
+        why = {defense.name: self._unusable(defense) for defense in defenses}
+        usable = tuple(defense for defense in defenses if why[defense.name] is None)
+        failures = tuple(
+            Failure(
+                defense=defense.name,
+                composition=cell.composition,
+                stage=cell.stage,
+                batch_size=cell.batch_size,
+                rounds=cell.rounds,
+                why=str(why[defense.name]),
+            )
+            for cell in cells(self.study)
+            for defense in defenses
+            if why[defense.name] is not None
+        )
+        described = replace(self.study, defenses=tuple(defenses)).to_dict()
+        if not usable:
+            return Report(described, (), failures=failures)
+        report = evaluate(
+            replace(self.study, defenses=usable),
+            progress=self.progress,
+            store=self.store,
+            resume=True,
+            **self.options,
+        )
+        return replace(report, study=described, failures=(*report.failures, *failures))
+
+    def _unusable(self, defense: Defense) -> str | None:
+        try:
+            alone = replace(self.study, defenses=(defense,))
+            check_defenses(alone, self.bench.fresh_model(0), self.bench.data)
+        except UnusableInputError as error:
+            return one_line(error)
+        return None
