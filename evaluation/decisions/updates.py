@@ -1,0 +1,115 @@
+"""One message from a file, whoever wrote it: safetensors, ``.pt``, ``.npz`` or gradguard's own.
+
+What a file is, its first bytes say and not its name.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+import safetensors.torch
+from torch import Tensor
+
+from gradguard import wire
+from gradguard.evaluation.decisions.archives import tensors_in_archive
+from gradguard.evaluation.errors import UnusableInputError, one_line
+
+MAX_BYTES = 2**30
+KINDS = (
+    "a .safetensors, .pt or .npz file of tensors by parameter name, or what gradguard.wire wrote"
+)
+_WIRE, _ZIP = b"\x89gradgrd", b"PK"
+
+
+def read_update(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Tensor]:
+    """The tensors in a file, by name, as they were written.
+
+    Guarantees:
+
+    - no code in the file is run: pickles of anything but tensors are refused;
+    - sizes are checked before memory is taken; expanded views are left as they are, since only
+      :func:`~gradguard.evaluation.decisions.matching.match` knows what shape they should have.
+
+    Not guaranteed: that the values are finite, or that names and shapes fit a model.
+
+    Args:
+        max_bytes: Refuse a file of more, and one that unpacks to more.
+
+    Raises:
+        UnusableInputError: There is no such file, it is too large, or it holds no tensors.
+    """
+    content = read_bounded(path, max_bytes)
+    name = _printable(path)
+    try:
+        found = _decoded(content, max_bytes)
+    except UnusableInputError as error:
+        raise UnusableInputError(f"{name}: {_escaped(one_line(error))}") from error
+    except Exception as error:  # every way to damage a file has its own exception
+        why = _escaped(one_line(error))[:200]
+        raise UnusableInputError(f"{name}: cannot be read ({why}); give {KINDS}") from error
+    if not found:
+        raise UnusableInputError(f"{name}: holds no tensor; give {KINDS}")
+    return found
+
+
+def _decoded(content: bytes, max_bytes: int) -> dict[str, Tensor]:
+    if content.startswith(_WIRE):
+        return wire.decode(content, max_bytes=max_bytes)
+    if content.startswith(_ZIP) and zipfile.is_zipfile(BytesIO(content)):
+        return tensors_in_archive(content, max_bytes=max_bytes)
+    if content[8:9] == b"{":  # eight bytes of length, then the table of contents as JSON
+        tensors: dict[str, Tensor] = safetensors.torch.load(content)
+        return tensors
+    if content.startswith(b"\x80"):
+        raise UnusableInputError(
+            "a bare pickle, which may run any code when it is read; save it with torch.save of "
+            "torch 1.6 or later, or as .safetensors"
+        )
+    raise UnusableInputError(f"of no known format; give {KINDS}")
+
+
+def read_bounded(path: Path, max_bytes: int) -> bytes:
+    """All of a regular file of at most ``max_bytes``; its size is looked at first.
+
+    Raises:
+        UnusableInputError: It is none, is empty, is larger, or cannot be read.
+    """
+    if not max_bytes >= 1:
+        raise UnusableInputError(f"--max-bytes must be at least 1, got {max_bytes}")
+    name = _printable(path)
+    try:
+        if not path.exists():
+            raise UnusableInputError(f"{name}: no such file; give {KINDS}")
+        if not path.is_file():  # a pipe or a device may never end
+            raise UnusableInputError(f"{name}: is no regular file; give {KINDS}")
+        with path.open("rb") as file:
+            large = os.fstat(file.fileno()).st_size > max_bytes
+            # It may have grown since.
+            content = b"" if large else file.read(max_bytes + 1)
+    except (OSError, ValueError) as error:
+        if isinstance(error, UnusableInputError):
+            raise
+        why = getattr(error, "strerror", None) or one_line(error)
+        raise UnusableInputError(f"{name[:200]}: cannot be read ({why})") from error
+    if large or len(content) > max_bytes:
+        raise UnusableInputError(
+            f"{name}: has more than {max_bytes:,} bytes; if it is yours, raise --max-bytes"
+        )
+    if not content:
+        raise UnusableInputError(f"{name}: is empty; give {KINDS}")
+    return content
+
+
+def _printable(path: Path) -> str:
+    return _escaped(str(path))
+
+
+def _escaped(text: str) -> str:
+    """Text from a stranger, without what a terminal would obey."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii")
+        for c in text
+    )
