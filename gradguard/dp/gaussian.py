@@ -60,3 +60,18 @@ def gaussian_dp_epsilon(mu: float, delta: float) -> float:
         high *= 2
     root: float = brentq(lambda e: gaussian_delta(mu, e) - delta, 0.0, high, xtol=1e-12)
     return root
+
+
+def gaussian_mu(epsilon: float, delta: float) -> float:
+    """The largest mu at which a mu-GDP mechanism is (epsilon, delta)-DP: the analytic calibration.
+
+    >>> round(gaussian_mu(4.377178, 1e-5), 6)
+    1.0
+    """
+    if not (0 < delta < 1 and 0 <= epsilon < math.inf):
+        raise ValueError(f"expected epsilon >= 0 and 0 < delta < 1, got {epsilon!r}, {delta!r}")
+    high = 1.0
+    while gaussian_delta(high, epsilon) < delta:
+        high *= 2
+    root: float = brentq(lambda mu: gaussian_delta(mu, epsilon) - delta, 0.0, high, xtol=1e-14)
+    return root
