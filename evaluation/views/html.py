@@ -2,271 +2,174 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from html import escape as _escape
 from importlib import resources
+from typing import Any
 
-from gradguard.evaluation.certificates.law import epsilon_up, promise_alone
-from gradguard.evaluation.report import Report, Row
+from gradguard.evaluation.report import Report
+from gradguard.evaluation.views.chart_sections import chart, leakage, overview
+from gradguard.evaluation.views.charts.certified import certified
+from gradguard.evaluation.views.charts.dots import AXES, dots
+from gradguard.evaluation.views.charts.heat_map import heat_map
+from gradguard.evaluation.views.charts.marks import MEASURES, TONES, hover, hundredfold
+from gradguard.evaluation.views.charts.scatter import COSTS, scatter
+from gradguard.evaluation.views.dimensions import FILTERS, codes, filter_form, values
+from gradguard.evaluation.views.embedding import json_for_script, policy
+from gradguard.evaluation.views.method import method
+from gradguard.evaluation.views.plotly_script import charts_hint, plotly_script
+from gradguard.evaluation.views.promises import promises
+from gradguard.evaluation.views.row_table import row_table
 from gradguard.evaluation.views.sentences import (
-    auxiliary_words,
-    cell_words,
+    brief,
+    by_defense,
     closing_line,
+    failed_line,
+    failed_words,
     sentences,
     tone,
+    undefended_accuracy,
+    worst_row,
 )
-from gradguard.evaluation.views.small_multiples import panels
-from gradguard.evaluation.views.svg import scatter
-from gradguard.evaluation.views.table import (
-    accuracy_text,
-    behind,
-    by_cell,
-    certified_text,
-    with_interval,
-)
+from gradguard.evaluation.views.table import behind
+from gradguard.evaluation.views.text import escape, sentence
 
+FEW = 14
+"""Up to so many sentences are shown at once; more are folded up."""
 
-def escape(text: str) -> str:
-    """Text for a page; a percent sign stays on the line of its number."""
-    return _escape(text).replace(" %", "\N{NO-BREAK SPACE}%")
-
-
-_COLUMNS = (
-    ("defence", "text"),
-    ("model", "text"),
-    ("batches", "text"),
-    ("B", "number"),
-    ("rounds", "number"),
-    ("accuracy %", "number"),
-    ("labels read %", "number"),
-    ("blind %", "number"),
-    ("advantage %", "number"),
-    ("read best by", "text"),
-    ("bytes sent", "number"),
-    ("dense / sent", "number"),
-    ("step time", "number"),
+_SCRIPTS = (
+    *("front.js", "charts.js", "scatter.js", "dots.js", "heat_map.js", "drawing.js"),
+    "report.js",
 )
 
 
 def render_html(report: Report) -> str:
-    """The whole page. Everything that comes from a study is escaped."""
-    partial = (
-        ""
-        if report.complete
-        else '<p class="warn">Interrupted: only the rows that were finished are shown.</p>'
-    )
+    """The whole page. Everything that comes from a study is escaped.
+
+    Guarantees:
+
+    - the page asks for nothing outside itself, and forbids it by its policy;
+    - rows that could not be made are shown with their reasons;
+    - without plotly it says so, and shows the picture of ``tradeoff.svg`` instead.
+    """
+    plotly = plotly_script()
+    scripts = [*([plotly] if plotly else []), "\n".join(_asset(name) for name in _SCRIPTS)]
+    data = json_for_script(page_data(report))
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{policy(scripts)}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             "<title>What still leaks: gradguard report</title>",
             f"<style>\n{_asset('report.css')}</style>\n</head>\n<body>",
-            "<h1>What still leaks, and what hiding it costs</h1>",
-            f'<p class="lead">{escape(closing_line(report))}</p>{partial}',
-            *(f'<p class="warn">{escape(w)}.</p>' for w in report.provenance.get("warnings", [])),
-            f'<p class="soft">{escape(behind(report))}</p>',
-            "<h2>Each defence in a sentence</h2>",
-            _sentences(report),
-            "<h2>Privacy against accuracy</h2>",
-            *(_figure(rows) for rows in by_cell(report)),
-            _knowledge(report),
-            "<h2>All rows</h2>",
-            _table(report.rows),
-            _skipped(report.rows),
-            _promises(report),
-            "<h2>How this was measured</h2>",
-            _method(report),
-            f"<script>\n{_asset('report.js')}</script>\n</body>\n</html>\n",
+            *_body(report, interactive=plotly is not None),
+            f'<script type="application/json" id="data">{data}</script>',
+            *(f"<script>{script}</script>" for script in scripts),
+            "</body>\n</html>\n",
         ]
     )
+
+
+def _body(report: Report, *, interactive: bool) -> list[str]:
+    return [
+        "<header><h1>What still leaks, and what hiding it costs</h1>",
+        f'<p class="lead">{escape(closing_line(report))}</p>',
+        *_warnings(report),
+        f'<p class="soft">{escape(behind(report))}</p></header>',
+        _sentences(report),
+        filter_form(report),
+        "<main>",
+        *([overview(report, interactive=interactive), leakage(report)] if report.rows else []),
+        promises(report, chart("certified", "Measured and proven")),
+        '<section><h2>All rows</h2><p class="soft">A click on a row, or the arrow keys and Enter, '
+        "shows its point above. A click on a column's name sorts.</p>",
+        row_table(report),
+        _skipped(report),
+        "</section>",
+        f"<section><h2>How this was measured</h2>{method(report)}</section>",
+        "</main>",
+        "" if interactive else f'<p class="soft">{escape(sentence(charts_hint() or ""))}</p>',
+    ]
+
+
+def page_data(report: Report) -> dict[str, Any]:
+    """What the page's script needs: conditions of the rows, and the charts with all of them."""
+    rows, known = report.rows, values(report)
+    axes = {
+        axis: {measure: dots(rows, axis=axis, measure=measure) for measure in MEASURES}
+        for axis in ("knowledge", *AXES)
+        if rows and dots(rows, axis=axis) is not None
+    }
+    return {
+        "filters": [name for name, _ in FILTERS],
+        "values": known,
+        "rows": codes(rows, known),
+        "failures": codes(report.failures, known),
+        "defenses": [row.defense for row in rows],
+        "diverged": [number for number, row in enumerate(rows) if row.diverged],
+        "blind": [hundredfold(row.blind_asr) for row in rows],
+        "hover": [hover(row) for row in rows],
+        "charts": {
+            "scatter": {
+                cost: {m: scatter(rows, cost=cost, measure=m) for m in MEASURES} for cost in COSTS
+            },
+            "heat_map": heat_map(rows),
+            "certified": certified(rows),
+            "dots": axes,
+        },
+    }
 
 
 def _asset(name: str) -> str:
     return resources.files("gradguard.evaluation.views").joinpath(name).read_text(encoding="utf-8")
 
 
+def _warnings(report: Report) -> list[str]:
+    said = []
+    if not report.complete:
+        said.append("Interrupted: only the rows that were finished are shown.")
+    if (failed := failed_line(report)) is not None:
+        said.append(failed)
+    said += [f"{warning}." for warning in report.provenance.get("warnings", [])]
+    found = [f'<p class="warn">{escape(text)}</p>' for text in said]
+    if report.failures:
+        items = "".join(f"<li>{escape(failed_words(f))}</li>" for f in report.failures)
+        opened = " open" if len(report.failures) <= FEW // 2 else ""
+        found.append(f"<details{opened}><summary>Why not</summary><ul>{items}</ul></details>")
+    return found
+
+
 def _sentences(report: Report) -> str:
-    parts = []
-    for name, sentence in sentences(report).items():
-        text = sentence.removeprefix(f"{name}: ")
-        text = text[0].upper() + text[1:]
-        parts.append(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>")
-    return f"<dl>{''.join(parts)}</dl>"
-
-
-def _figure(rows: Sequence[Row]) -> str:
-    words = cell_words(rows[0])
-    caption = f"<figcaption>{escape(words[0].upper() + words[1:])}</figcaption>"
-    return f"<figure>{caption}\n{scatter(rows)}\n</figure>"
-
-
-def _knowledge(report: Report) -> str:
-    """Leakage against knowledge, a plot per defence; nothing in reports that have no levels."""
-    groups = [[row for row in rows if row.knowledge] for rows in by_cell(report)]
-    figures = [_panels(rows, first=i == 0) for i, rows in enumerate(filter(None, groups))]
-    if not figures:
+    base, lines = undefended_accuracy(report), []
+    for name, rows in by_defense(report).items():
+        kind = tone(worst_row(rows))
+        lines.append(
+            f'<dt>{escape(name)}</dt><dd><span class="mark {kind}">{TONES[kind][0]}</span> '
+            f"{escape(sentence(brief(rows, base)))}</dd>"
+        )
+    if not lines:
         return ""
-    explained = (
-        "Labels read, in percent, by the best of those attacks that an attacker can run who has "
-        "the message alone; also the model; also auxiliary data, here "
-        f"{auxiliary_words(report)}; and also the defence, as code to run on batches of its own. "
-        "The dashed line is a blind guess. Every level has all of the one before; as its attack "
-        "is chosen on calibration batches, a line may fall a little by chance."
+    whole = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(sentence(said.removeprefix(f'{name}: ')))}</dd>"
+        for name, said in sentences(report).items()
     )
-    return "\n".join(
-        ["<h2>What the attacker has to know</h2>", f"<p>{escape(explained)}</p>", *figures]
-    )
-
-
-def _panels(rows: Sequence[Row], *, first: bool) -> str:
-    words = cell_words(rows[0])
-    head = "".join(
-        f'<th scope="col" class="text">{escape(name)}</th>'
-        for name in ("defence", *rows[0].knowledge)
-    )
-    body = "\n".join(_levels_row(row) for row in rows)
+    listed = f'<dl class="sentences">{"".join(lines)}</dl>'
+    if len(lines) > FEW:
+        listed = f"<details><summary>All {len(lines)} defences</summary>{listed}</details>"
     return (
-        f"<details{' open' if first else ''}><summary>{escape(words[0].upper() + words[1:])}"
-        f"</summary>\n{panels(rows)}\n"
-        f"<details><summary>Which attacks, and their intervals</summary>"
-        f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n'
-        f"<tbody>\n{body}\n</tbody></table></div></details>\n</details>"
+        f"<section><h2>Each defence in a sentence</h2>{listed}<details><summary>In full: other "
+        f"stages, the conditions, and what is proven</summary>"
+        f'<dl class="sentences">{whole}</dl></details></section>'
     )
 
 
-def _levels_row(row: Row) -> str:
-    cells = [_text(row.defense)]
-    cells += [
-        _text(f"{with_interval(score.asr, score.ci)} {score.attack}")
-        for score in row.knowledge.values()
-    ]
-    return f"<tr>{''.join(cells)}</tr>"
-
-
-def _table(rows: Sequence[Row]) -> str:
-    several = any(row.rounds > 1 for row in rows)
-    head = "".join(
-        f'<th scope="col" class="{kind if kind == "text" else ""}" data-kind="{kind}">'
-        f'<button type="button">{escape(name)}</button></th>'
-        for name, kind in _COLUMNS
-        if several or name != "rounds"
-    )
-    body = "\n".join(_table_row(row, several) for row in rows)
-    return (
-        f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n'
-        f"<tbody>\n{body}\n</tbody></table></div>"
-    )
-
-
-def _table_row(row: Row, several_rounds: bool) -> str:
-    kind = tone(row)
-    cells = [
-        _text(row.defense),
-        _text(row.stage),
-        _text(row.composition),
-        _number(row.batch_size, str(row.batch_size)),
-        *([_number(row.rounds, str(row.rounds))] if several_rounds else []),
-        _number(row.accuracy, accuracy_text(row)),
-        _number(row.worst_asr, with_interval(row.worst_asr, row.worst_ci), kind),
-        _number(row.blind_asr, f"{100 * row.blind_asr:.0f}"),
-        _number(row.advantage, with_interval(row.advantage, row.advantage_ci), kind),
-        _text(row.worst_attack),
-        *_sent(row),
-        _number(row.step_overhead, f"{row.step_overhead:.2f}×"),
-    ]
-    return f"<tr>{''.join(cells)}</tr>"
-
-
-def _sent(row: Row) -> list[str]:
-    if row.bytes_per_update is None:
-        return 2 * [_number(-1, "not measured")]
-    ratio = row.dense_bytes / row.bytes_per_update
-    return [
-        _number(row.bytes_per_update, f"{row.bytes_per_update:,.0f}"),
-        _number(ratio, f"{ratio:.3g}×"),
-    ]
-
-
-def _text(value: str) -> str:
-    return f'<td class="text" data-value="{escape(value)}">{escape(value)}</td>'
-
-
-def _number(value: float, shown: str, kind: str = "") -> str:
-    return f'<td class="{kind}" data-value="{value!r}">{escape(shown)}</td>'
-
-
-def _skipped(rows: Sequence[Row]) -> str:
-    found = {(row.defense, name, why) for row in rows for name, why in row.skipped.items()}
+def _skipped(report: Report) -> str:
+    found = {(row.defense, name, why) for row in report.rows for name, why in row.skipped.items()}
     if not found:
         return ""
     items = "".join(
         f"<li>{escape(name)} against {escape(defense)}: {escape(why)}</li>"
         for defense, name, why in sorted(found)
     )
-    return f"<p>Attacks that cannot be mounted, which is no low score:</p><ul>{items}</ul>"
-
-
-def _promises(report: Report) -> str:
-    """What is proven, in a table and in words; nothing where no row has a certificate."""
-    if not any(row.certificate is not None for row in report.rows):
-        return ""
-    names = (
-        *("defence", "conditions", "labels read %", "labels at most %"),
-        *("one label at most %", "epsilon of a training run"),
-    )
-    head = "".join(
-        f'<th scope="col" class="{"text" if name in names[:2] else ""}">{escape(name)}</th>'
-        for name in names
-    )
-    body = "\n".join(_promise_row(row) for row in report.rows)
-    return "\n".join(
-        [
-            "<h2>What is proven, against every attacker</h2>",
-            f"<p>Checked: {escape(report.provenance.get('certificates', ''))}.</p>",
-            f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>',
-            f"<tbody>\n{body}\n</tbody></table></div>",
-            "<details><summary>What each certificate promises, and what not</summary>",
-            _promise_list(report),
-            "</details>",
-        ]
-    )
-
-
-def _promise_row(row: Row) -> str:
-    both, one = certified_text(row)
-    cells = [
-        _text(row.defense),
-        _text(cell_words(row)),
-        _number(row.worst_asr, with_interval(row.worst_asr, row.worst_ci), tone(row)),
-        *(f"<td>{escape(text)}</td>" for text in (both, one, epsilon_up(row))),
-    ]
-    return f"<tr>{''.join(cells)}</tr>"
-
-
-def _promise_list(report: Report) -> str:
-    # The same for every model: noise does not depend on how far the model is trained.
-    rows = [row for row in report.rows if row.certificate is not None]
-    said = dict.fromkeys((row.defense, promise_alone(row) or "") for row in rows)
-    outside = dict.fromkeys(entry for row in rows for entry in (row.certificate or {})["outside"])
-    promised = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in said)
-    excluded = "".join(f"<li>{escape(entry)}</li>" for entry in outside)
-    return f"<dl>{promised}</dl><p>None of this covers:</p><ul>{excluded}</ul>"
-
-
-def _method(report: Report) -> str:
-    explained = (
-        "Labels read: the share of a batch's labels that the best attack names, counted as a "
-        "multiset. Blind: the best guess without looking at the message. Advantage: how much of "
-        "what a blind guess leaves open the attack gets. Red rows leak: the whole interval of "
-        "the advantage is above 5 %. Amber rows may leak: some of it is, or an attack that was "
-        "not chosen beforehand. A row that is not red was not shown to leak by these attacks, "
-        "which is no proof that it does not."
-    )
-    facts = json.dumps(
-        {"provenance": report.provenance, "study": report.study}, indent=2, ensure_ascii=False
-    )
     return (
-        f"<p>{escape(explained)}</p>\n<p>{escape(report.provenance.get('method', ''))}</p>\n"
-        f"<details><summary>Study, versions and seed</summary><pre>{escape(facts)}</pre></details>"
+        "<details><summary>Attacks that cannot be mounted, which is no low score</summary>"
+        f"<ul>{items}</ul></details>"
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gradguard.evaluation.certificates.law import epsilon_up, percent_up
-from gradguard.evaluation.report import Report, Row
+from gradguard.evaluation.report import Failure, Report, Row
 
 # Below this advantage a leak is too small for the batches of an ordinary study to tell from none.
 NOTICEABLE = 0.05
@@ -23,13 +23,13 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def cell_words(row: Row) -> str:
+def cell_words(row: Row | Failure) -> str:
     """The conditions of a row in words."""
     stage = STAGE_WORDS.get(row.stage, row.stage)
     return f"{stage}, {row.composition} batches of {row.batch_size}{over_rounds(row)}"
 
 
-def over_rounds(row: Row) -> str:
+def over_rounds(row: Row | Failure) -> str:
     """How many rounds are pooled, to follow the batches; empty for one."""
     return "" if row.rounds == 1 else f", {row.rounds} rounds of each"
 
@@ -160,6 +160,22 @@ def sentences(report: Report) -> dict[str, str]:
     return {name: defense_sentence(rows, base) for name, rows in by_defense(report).items()}
 
 
+def brief(rows: Sequence[Row], undefended: float | None) -> str:
+    """One defence in one line: what is read in its worst case, and what it costs.
+
+    Args:
+        rows: All rows of one defence.
+        undefended: Accuracy without a defence, if known.
+    """
+    row = worst_row(rows)
+    size = "" if row.bytes_per_update is None else f"; {row.bytes_per_update:,.0f} bytes a message"
+    bound = "" if row.certificate is None else f"; epsilon {epsilon_up(row)}"
+    return (
+        f"{row.worst_attack} reads {percent(row.worst_asr)} of the labels (blind "
+        f"{percent(row.blind_asr)}); {_cost(row, undefended)}{size}{bound}."
+    )
+
+
 def knowledge_line(report: Report) -> str | None:
     """What is read by how much is known, as means over all rows; ``None`` where no row says."""
     rows = [row for row in report.rows if row.knowledge]
@@ -200,4 +216,21 @@ def closing_line(report: Report) -> str:
         f"{count} labels; the least, {least.defense}, still lets {least.worst_attack} read "
         f"{percent(least.worst_asr)} where a blind guess gets {percent(least.blind_asr)}, "
         f"at an accuracy of {percent(least.accuracy)}."
+    )
+
+
+def failed_words(failure: Failure) -> str:
+    """Which row could not be made, and why."""
+    why = failure.why.rstrip(".")
+    return f"{failure.defense} ({cell_words(failure)}) could not be made: {why}"
+
+
+def failed_line(report: Report) -> str | None:
+    """How many rows could not be made; ``None`` where all could."""
+    failed, every = len(report.failures), len(report.failures) + len(report.rows)
+    if not failed:
+        return None
+    return (
+        f"{failed} of {every} rows could not be made: they have no number at all, which is no "
+        "low one."
     )

@@ -14,7 +14,14 @@ from rich.text import Text
 from gradguard.evaluation.certificates.law import epsilon_up, percent_up
 from gradguard.evaluation.metrics import Interval
 from gradguard.evaluation.report import Report, Row
-from gradguard.evaluation.views.sentences import cell_words, closing_line, knowledge_line, tone
+from gradguard.evaluation.views.sentences import (
+    cell_words,
+    closing_line,
+    failed_line,
+    failed_words,
+    knowledge_line,
+    tone,
+)
 
 PIPE_WIDTH = 106
 """Columns where the output is no terminal; rich would take 80 and cut names."""
@@ -44,6 +51,10 @@ def print_report(report: Report, console: Console) -> None:
     skipped = sorted({(name, why) for row in report.rows for name, why in row.skipped.items()})
     for name, why in skipped:
         console.print(Text(f"{name} was not run: {why}", style="yellow"))
+    for failure in report.failures:
+        console.print(Text(f"{failed_words(failure)}.", style="yellow"))
+    if (failed := failed_line(report)) is not None:
+        console.print(Text(failed, style="yellow"))
     for warning in report.provenance.get("warnings", []):
         console.print(Text(f"Warning: {warning}.", style="yellow"))
     if any(row.certificate is not None for row in report.rows):

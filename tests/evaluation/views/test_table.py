@@ -4,6 +4,7 @@ import io
 
 from rich.console import Console
 
+from gradguard.evaluation.report import Failure
 from gradguard.evaluation.views.table import PIPE_WIDTH, print_report
 from tests.evaluation.examples import certified, informed, report, row
 
@@ -72,3 +73,11 @@ def test_what_is_read_by_knowledge_is_one_line_of_means_over_the_rows() -> None:
         "blind 40 %."
     )
     assert "Mean labels read" not in printed(row())
+
+
+def test_rows_that_could_not_be_made_are_shown_with_their_reason() -> None:
+    failed = Failure(defense="odd", composition="iid", stage="init", batch_size=4, why="too [big]")
+    text = printed(row(), failures=(failed,))
+    assert "odd (an untrained model, iid batches of 4) could not be made: too [big]." in text
+    assert "1 of 2 rows could not be made" in text
+    assert "No row was finished." in printed(failures=(failed,))

@@ -1,0 +1,1 @@
+"""The page's charts as plain dicts in the form that plotly.js reads, built from rows."""
