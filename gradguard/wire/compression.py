@@ -20,7 +20,7 @@ from gradguard.wire.reader import Reader, varint
 
 _STORED, _ZLIB, _ZSTD = 0, 1, 2
 _LEVEL = 1  # higher levels are several times slower on such data, and no smaller
-_BOTH = 2**16  # bytes up to which zlib, several times slower, is tried beside zstd
+_BOTH = 2**12  # bytes up to which zlib, several times slower, is tried beside zstd
 _SAMPLED = 2**14  # bytes whose histogram tells whether compressing can pay
 _HOPELESS = 7.9  # bits a byte, of 8
 

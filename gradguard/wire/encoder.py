@@ -26,7 +26,6 @@ from gradguard.wire.header import (
     encode_header,
 )
 from gradguard.wire.indices import encode_indices
-from gradguard.wire.parallel import in_threads
 from gradguard.wire.seeded import exact_draw
 from gradguard.wire.support import Coded, coded, survivors
 
@@ -99,7 +98,10 @@ def encode(
             return Coded(Support.ALL, FACTORS, parts)
         return coded(entry.bits, entry.fmt, portable=portable)
 
-    found = in_threads(one, entries, [len(entry.bits) for entry in entries])
+    # One after the other: nearly all of the loops are so short that two threads spend more time
+    # on handing the interpreter's lock to each other than in the loops.
+    with np.errstate(all="ignore"):  # any bits may be numbers, and some overflow
+        found = [one(entry) for entry in entries]
     plain = _written(entries, found, portable)
     seeded = None if mask_seed is None else _seeded(entries, mask_seed, portable)
     return plain if seeded is None or len(seeded) >= len(plain) else seeded

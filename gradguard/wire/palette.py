@@ -6,6 +6,9 @@ that holds one value all over takes none.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 
 from gradguard.wire import base3, bit_packing
@@ -19,6 +22,9 @@ TAG, NAME = 2, "palette"
 _MOST = 256
 _COMPARED = 4  # up to so many, comparing with each is quicker than searching
 _ATTEMPTS = 8
+_HALF = 16  # upper bits of a value, which as a rule tell it from all others of a palette
+
+_Places = Callable[[Bits], tuple[Bits, Bits | None]]
 
 
 def estimate(sample: Sample) -> float | None:
@@ -39,8 +45,9 @@ def encode(sample: Sample, *, bits: float) -> Parts | None:
     for _ in range(_ATTEMPTS):
         if len(palette) > _MOST:
             return None
+        places = _places_by(palette)
         out = np.empty(_packed_size(len(whole), len(palette)), dtype=np.uint8)
-        missing = _pack_all(whole, palette, out)
+        missing = _pack_all(whole, palette, places, out)
         if missing is None:
             head = varint(len(palette)) + palette.astype(sample.fmt.bits).tobytes()
             return [head, out.data] if len(head) + len(out) < whole.nbytes else None
@@ -83,11 +90,11 @@ def _look_up(palette: Bits, codes: Bits, *, out: Bits) -> None:
     out += palette[0]
 
 
-def _pack_all(bits: Bits, palette: Bits, out: Bits) -> Bits | None:
+def _pack_all(bits: Bits, palette: Bits, places: _Places, out: Bits) -> Bits | None:
     """Pack the places of all values; stops at a block with values that are missing: those."""
     start = 0
     for at in blocks(len(bits)):
-        codes, missing = _places(bits[at], palette)
+        codes, missing = places(bits[at])
         if missing is not None:
             return missing
         end = start + _packed_size(len(codes), len(palette))
@@ -96,20 +103,43 @@ def _pack_all(bits: Bits, palette: Bits, out: Bits) -> Bits | None:
     return None
 
 
-def _places(block: Bits, palette: Bits) -> tuple[Bits, Bits | None]:
-    if len(palette) > _COMPARED:
-        codes = np.minimum(np.searchsorted(palette, block), len(palette) - 1).astype(np.uint8)
-        wrong = palette[codes] != block
-        return codes, block[wrong] if wrong.any() else None
+def _places_by(palette: Bits) -> _Places:
+    """The quickest way to find the places of a block, and the values that have none."""
+    if len(palette) <= _COMPARED:
+        return partial(_by_comparing, palette)
+    high = palette >> (8 * palette.itemsize - _HALF) if palette.itemsize > 2 else palette
+    if (high[1:] > high[:-1]).all():
+        table = np.zeros(2**_HALF, dtype=np.uint8)
+        table[high] = np.arange(len(palette))
+        return partial(_by_table, palette, table)
+    return partial(_by_searching, palette)
+
+
+def _by_comparing(palette: Bits, block: Bits) -> tuple[Bits, Bits | None]:
     codes = np.zeros(len(block), dtype=np.uint8)
     found = np.count_nonzero(block == palette[0])
     for place in range(1, len(palette)):
         equal = block == palette[place]
         found += np.count_nonzero(equal)
         codes = equal.view(np.uint8) if len(palette) == 2 else codes + equal * np.uint8(place)
-    if found < len(block):
-        return codes, block[~np.isin(block, palette)]
-    return codes, None
+    return codes, None if found == len(block) else block[~np.isin(block, palette)]
+
+
+def _by_table(palette: Bits, table: Bits, block: Bits) -> tuple[Bits, Bits | None]:
+    """By the upper bits alone; whether the others are right as well is looked at."""
+    high = block >> (8 * block.itemsize - _HALF) if block.itemsize > 2 else block
+    codes = np.take(table, high)
+    return codes, _missing(palette, codes, block)
+
+
+def _by_searching(palette: Bits, block: Bits) -> tuple[Bits, Bits | None]:
+    codes = np.minimum(np.searchsorted(palette, block), len(palette) - 1).astype(np.uint8)
+    return codes, _missing(palette, codes, block)
+
+
+def _missing(palette: Bits, codes: Bits, block: Bits) -> Bits | None:
+    wrong = np.take(palette, codes) != block
+    return block[wrong] if wrong.any() else None
 
 
 def _bits_of(size: int) -> int:
