@@ -10,7 +10,7 @@ from pathlib import Path
 from gradguard.evaluation.errors import UnusableInputError
 from gradguard.evaluation.report import Report
 
-FILES = ("report.json", "report.html", "tradeoff.png", "tradeoff.svg")
+FILES = ("report.json", "report.html", "report.md", "tradeoff.png", "tradeoff.svg")
 
 
 def check_writable(folder: Path) -> None:
@@ -57,22 +57,35 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:
-    """Write ``report.json``, ``report.html`` and the plots; returns their paths."""
-    # matplotlib takes a second to load, and a mistyped command should not wait for it.
-    from gradguard.evaluation.views.html import render_html
-    from gradguard.evaluation.views.plots import draw
-
+    """Write ``report.json``, ``report.html``, ``report.md`` and the plots; returns their paths."""
     # Everything is rendered before anything is written.
     # A file name need not be UTF-8, and the command is in the report: such bytes are escaped.
-    json, html = report.to_json(), render_html(report)
-    plots = draw(report)
-    content = (
-        json.encode(errors="backslashreplace"),
-        html.encode(errors="xmlcharrefreplace"),
-        plots["png"],
-        plots["svg"],
-    )
+    json = report.to_json().encode(errors="backslashreplace")
+    return _write({"report.json": json} | _views(report), folder)
+
+
+def write_views(report: Report, folder: Path) -> list[Path]:
+    """Write all that is made from ``report.json``, and not that file; returns the paths."""
+    return _write(_views(report), folder)
+
+
+def _views(report: Report) -> dict[str, bytes]:
+    # matplotlib takes a second to load, and a mistyped command should not wait for it.
+    from gradguard.evaluation.views.html import render_html
+    from gradguard.evaluation.views.markdown import render_markdown
+    from gradguard.evaluation.views.plots import draw
+
+    html, markdown, plots = render_html(report), render_markdown(report), draw(report)
+    return {
+        "report.html": html.encode(errors="xmlcharrefreplace"),
+        "report.md": markdown.encode(errors="xmlcharrefreplace"),
+        "tradeoff.png": plots["png"],
+        "tradeoff.svg": plots["svg"],
+    }
+
+
+def _write(contents: dict[str, bytes], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
-    for name, data in zip(FILES, content, strict=True):
+    for name, data in contents.items():
         write_atomically(folder / name, data)
-    return [folder / name for name in FILES]
+    return [folder / name for name in contents]

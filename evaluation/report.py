@@ -7,10 +7,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gradguard.evaluation.errors import UnusableInputError, one_line
 from gradguard.evaluation.metrics import Interval
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCHEMA = 1
 
@@ -166,6 +169,33 @@ class Report:
             "provenance": self.provenance,
         }
         return json.dumps(table, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+    def to_frame(self) -> pd.DataFrame:
+        """A pandas table with one row per row of the report, in its order.
+
+        Columns are the conditions and the numbers of a :class:`Row`, an interval as ``..._low``
+        and ``..._high``; then for every attack ``asr:NAME``, ``asr_low:NAME``, ``asr_high:NAME``
+        and ``advantage:NAME``, for every level of knowledge ``knowledge:LEVEL``, and the bounds
+        ``certificate:label`` and ``certificate:batch``. Shares are in [0, 1].
+
+        Guarantees:
+
+        - NaN stands only where there is no number: no interval from one seed, no differential
+          privacy, or an attack that was not run, whose reason is in ``skipped:NAME``; an infinite
+          epsilon is infinite;
+        - a row that failed is no row of the table, so that no mean counts it; failures are in
+          ``frame.attrs["failures"]`` as dicts, and ``frame.attrs["complete"]`` says whether the
+          study came to its end. pandas keeps ``attrs`` through some operations only.
+
+        Raises:
+            UnusableInputError: pandas is not installed.
+
+        >>> Report({}, ()).to_frame().shape[0]
+        0
+        """
+        from gradguard.evaluation.views.frame import to_frame
+
+        return to_frame(self)
 
     @classmethod
     def from_json(cls, text: str) -> Report:
