@@ -24,6 +24,7 @@ from gradguard.attacks.threat import (
     Observation,
 )
 from gradguard.evaluation.attackers import BLIND, attack_name
+from gradguard.evaluation.decisions.confidence import exact_interval
 from gradguard.evaluation.errors import UnusableInputError, one_line
 from gradguard.evaluation.metrics import Interval, Resampler, advantage, success
 from gradguard.evaluation.progress import Progress, Silent
@@ -67,7 +68,8 @@ class Played:
 
     def rate_ci(self, name: str) -> Interval:
         """95 % interval of :meth:`rate`, over batches and for this model."""
-        return self._resampler.rate_ci(self.scored[name][None])
+        low, high = self._resampler.rate_ci(self.scored[name][None])
+        return min(low, self._never_wrong(name)), high
 
     def advantage(self, name: str) -> float:
         """How far above the best blind guess it is."""
@@ -75,7 +77,17 @@ class Played:
 
     def advantage_ci(self, name: str) -> Interval:
         """95 % interval of :meth:`advantage`."""
-        return self._resampler.advantage_ci(self.scored[name][None], self.scored[BLIND][None])
+        blind = self.scored[BLIND][None]
+        low, high = self._resampler.advantage_ci(self.scored[name][None], blind)
+        return min(low, advantage(self._never_wrong(name), self.rate(BLIND))), high
+
+    def _never_wrong(self, name: str) -> float:
+        """The lower end for an attacker that was right throughout; 1 for others.
+
+        Resampling scores that are all 1 gives an interval of no width.
+        """
+        scores = self.scored[name]
+        return exact_interval(len(scores), len(scores))[0] if bool((scores == 1).all()) else 1.0
 
     @property
     def _resampler(self) -> Resampler:
