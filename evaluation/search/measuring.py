@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 from gradguard import Defense
 from gradguard.evaluation.errors import UnusableInputError, one_line
 from gradguard.evaluation.evaluate import cells, evaluate
-from gradguard.evaluation.progress import Progress
+from gradguard.evaluation.progress import Progress, Silent
 from gradguard.evaluation.report import Failure, Report
 from gradguard.evaluation.running.bench import Bench, prepare
 from gradguard.evaluation.running.preflight import check_defenses
@@ -28,6 +30,7 @@ class Meter:
     Args:
         study: Its own defences must be usable.
         store: Folder for finished cells, which are not computed again.
+        progress: Makes one progress for each evaluation.
         options: Further arguments of :func:`gradguard.evaluation.evaluate`.
 
     Raises:
@@ -36,21 +39,24 @@ class Meter:
 
     study: Study
     store: Path
-    progress: Progress | None = None
+    progress: Callable[[], AbstractContextManager[Progress]] = lambda: nullcontext(Silent())
     options: dict[str, Any] = field(default_factory=dict)
     bench: Bench = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bench", prepare(self.study))
 
+    @property
+    def data(self) -> str:
+        """A digest of the images and labels that candidates are measured on."""
+        digest = hashlib.sha256()
+        for part in (self.bench.data.images, self.bench.data.labels):
+            digest.update(part.numpy().tobytes())
+        return digest.hexdigest()
+
     def __call__(self, defenses: Sequence[Defense]) -> list[Candidate]:
         """What is measured of each, in their order."""
-        return self.read(self.report(defenses), defenses)
-
-    def read(self, report: Report, defenses: Sequence[Defense]) -> list[Candidate]:
-        """What a report says of each, in their order."""
-        names = [defense.name for defense in defenses]
-        return candidates(report, names, rows_each=len(cells(self.study)))
+        return candidates(self.report(defenses), defenses)
 
     def report(self, defenses: Sequence[Defense]) -> Report:
         """A report on them all; what cannot be used is among its failures."""
@@ -72,13 +78,14 @@ class Meter:
         described = replace(self.study, defenses=tuple(defenses)).to_dict()
         if not usable:
             return Report(described, (), failures=failures)
-        report = evaluate(
-            replace(self.study, defenses=usable),
-            progress=self.progress,
-            store=self.store,
-            resume=True,
-            **self.options,
-        )
+        with self.progress() as progress:
+            report = evaluate(
+                replace(self.study, defenses=usable),
+                progress=progress,
+                store=self.store,
+                resume=True,
+                **self.options,
+            )
         return replace(report, study=described, failures=(*report.failures, *failures))
 
     def _unusable(self, defense: Defense) -> str | None:

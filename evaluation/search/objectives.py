@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gradguard.evaluation.report import Report, Row
+from gradguard import Defense
+from gradguard.evaluation.decisions.gate import may_leak
+from gradguard.evaluation.decisions.prerequisites import judgeable_rows
+from gradguard.evaluation.errors import UnusableInputError, one_line
+from gradguard.evaluation.nesting import weak_attacks, weak_pooling
+from gradguard.evaluation.report import Report
 from gradguard.evaluation.search.front import nondominated
 
 WORST_BYTES = 2.0**40
@@ -25,14 +30,14 @@ class Candidate:
 
     Args:
         advantage: Mean advantage over a blind guess; at least 0 counts.
-        advantage_most: The bad end of its 95 % interval, or what an attack reads that was not
-            chosen on the calibration batches, if that is more.
+        advantage_most: What may leak, see :mod:`gradguard.evaluation.decisions.gate`.
         accuracy: Mean test accuracy after training.
         accuracy_least: The bad end of its 95 % interval; the mean where one training run has none.
         bytes_per_update: Mean length of a message.
         step_overhead: Time of a training step over that of a bare one.
         failed: Why there is nothing to recommend; ``None`` where nothing failed. The numbers are
             then the worst there are: never NaN, which Optuna would leave out without a word.
+        doubt: Why more leaks than was measured, where the report itself says so.
     """
 
     name: str
@@ -43,6 +48,7 @@ class Candidate:
     bytes_per_update: float = WORST_BYTES
     step_overhead: float = math.inf
     failed: str | None = None
+    doubt: str | None = None
 
     @property
     def objectives(self) -> Objectives:
@@ -63,43 +69,48 @@ class Candidate:
         return round(math.log2(max(self.step_overhead, 1.0)))
 
 
-def candidates(report: Report, names: Sequence[str], *, rows_each: int) -> list[Candidate]:
-    """What a report says of some of its defences.
+def candidates(report: Report, defenses: Sequence[Defense]) -> list[Candidate]:
+    """What a report says of some of its defences, judged as ``gradguard gate`` does.
 
-    Args:
-        rows_each: How many rows a defence has if none failed.
+    Guarantees:
+
+    - a defence that a gate would refuse to judge has failed, for the reason that a gate gives.
     """
-    return [_candidate(report, name, rows_each) for name in names]
+    weak = [*weak_attacks(defenses, report.rows), *weak_pooling(report.rows)]
+    found = []
+    for defense in defenses:
+        doubts = [w for w in weak if f"understate what {defense.name!r} leaks" in w]
+        found.append(_candidate(_part(report, defense.name), defense.name, doubts))
+    return found
 
 
-def _candidate(report: Report, name: str, rows_each: int) -> Candidate:
-    why = [failure.why for failure in report.failures if failure.defense == name]
-    if why:
-        return Candidate(name=name, failed=why[0])
-    rows = [row for row in report.rows if row.defense == name]
-    if not rows or len(rows) < rows_each:
-        return Candidate(name=name, failed=f"{len(rows)} of {rows_each} rows were finished")
-    if any(row.diverged for row in rows):
-        return Candidate(name=name, failed="training with it diverges")
-    sizes = [row.bytes_per_update for row in rows]
-    if any(size is None for size in sizes):
-        return Candidate(name=name, failed="it has no message that could be measured")
-    return Candidate(
-        name=name,
-        advantage=max(row.advantage for row in rows),
-        advantage_most=max(most_advantage(row) for row in rows),
-        accuracy=min(row.accuracy for row in rows),
-        accuracy_least=min(
-            row.accuracy if row.accuracy_ci is None else row.accuracy_ci[0] for row in rows
-        ),
-        bytes_per_update=max(size for size in sizes if size is not None),
-        step_overhead=max(row.step_overhead for row in rows),
+def _part(report: Report, name: str) -> Report:
+    """What concerns one defence: all of it checked for every defence would take long."""
+    return replace(
+        report,
+        rows=tuple(row for row in report.rows if row.defense == name),
+        failures=tuple(failure for failure in report.failures if failure.defense == name),
     )
 
 
-def most_advantage(row: Row) -> float:
-    """The most that may be read in a row: see ``advantage_most`` of :class:`Candidate`."""
-    return max([row.advantage_ci[1], *(score.advantage for score in row.attacks.values())])
+def _candidate(report: Report, name: str, doubts: Sequence[str]) -> Candidate:
+    try:
+        rows = judgeable_rows(report, name)
+    except UnusableInputError as error:
+        return Candidate(name=name, failed=one_line(error))
+    sizes = [row.bytes_per_update for row in rows if row.bytes_per_update is not None]
+    if len(sizes) < len(rows):
+        return Candidate(name=name, failed=f"{name!r} has no message that could be measured")
+    return Candidate(
+        name=name,
+        advantage=max(row.advantage for row in rows),
+        advantage_most=max(may_leak(row)[0] for row in rows),
+        accuracy=min(row.accuracy for row in rows),
+        accuracy_least=min(min((row.accuracy, *(row.accuracy_ci or ()))) for row in rows),
+        bytes_per_update=max(sizes),
+        step_overhead=max(row.step_overhead for row in rows),
+        doubt=doubts[0] if doubts else None,
+    )
 
 
 def pareto(tried: Sequence[Candidate]) -> list[Candidate]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,14 +27,18 @@ class Constraints:
     max_bytes: float | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("advantage", self.max_advantage), ("accuracy", self.min_accuracy)):
-            if value is not None and not (_numeric(value) and 0 <= value <= 1):
-                option = f"max_{name}" if name == "advantage" else f"min_{name}"
-                raise UnusableInputError(f"{option} must be a share from 0 to 1, got {value!r}")
-        if self.max_bytes is not None and not (
-            _numeric(self.max_bytes) and 0 < self.max_bytes < math.inf
-        ):
-            raise UnusableInputError(f"max_bytes must be above 0, got {self.max_bytes!r}")
+        # Written so that NaN fails.
+        if self.max_advantage is not None and not _share(self.max_advantage):
+            raise UnusableInputError(
+                "max-advantage must be from 0 to 1 (0.2 is a fifth of what a blind guess leaves), "
+                f"got {self.max_advantage!r}"
+            )
+        if self.min_accuracy is not None and not _share(self.min_accuracy):
+            raise UnusableInputError(
+                f"min-accuracy must be from 0 to 1 (0.9 is 90 %), got {self.min_accuracy!r}"
+            )
+        if self.max_bytes is not None and not (_numeric(self.max_bytes) and self.max_bytes > 0):
+            raise UnusableInputError(f"max-bytes must be above 0, got {self.max_bytes!r}")
 
     def misses(self, candidate: Candidate) -> dict[str, float]:
         """By how much a candidate fails, by constraint: shares, or bytes; empty where it holds."""
@@ -54,7 +57,7 @@ class Constraints:
             parts.append(f"an accuracy of at least {_percent(self.min_accuracy)}")
         if self.max_bytes is not None:
             parts.append(f"messages of at most {self.max_bytes:,.0f} bytes")
-        return " and ".join(parts) or "anything"
+        return " and ".join(parts) or "a leak that was measured well"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +87,8 @@ def recommend(tried: Sequence[Candidate], constraints: Constraints) -> Recommend
 
     Guarantees:
 
-    - what is recommended did not fail, and satisfies every constraint by the bad end of its
-      interval;
+    - what is recommended did not fail, satisfies every constraint by the bad end of its interval,
+      and leaks no more than was measured as far as the report knows;
     - nothing that satisfies them is better in every respect;
     - the order of the candidates decides only between equals.
 
@@ -104,7 +107,7 @@ def recommend(tried: Sequence[Candidate], constraints: Constraints) -> Recommend
         why = f": {tried[0].failed}" if tried else ""
         sentence = f"Nothing can be recommended: every candidate failed{why}."
         return Recommendation(use=None, sentence=sentence)
-    holding = pareto([candidate for candidate in sound if not constraints.misses(candidate)])
+    holding = pareto([c for c in sound if c.doubt is None and not constraints.misses(c)])
     if not holding:
         return _none_holds(sound, constraints)
     best, *others = sorted(holding, key=lambda candidate: _rank(candidate, constraints))
@@ -183,11 +186,14 @@ def _none_holds(sound: Sequence[Candidate], constraints: Constraints) -> Recomme
         "bytes": f"it takes {nearest.bytes_per_update:,.0f} bytes a message, "
         f"{misses.get('bytes', 0.0):,.0f} too many",
     }
+    parts = [words[name] for name in misses]
+    if nearest.doubt is not None:
+        parts.append(f"what it leaks is understated ({nearest.doubt})")
     return Recommendation(
         use=None,
         nearest=nearest.name,
-        sentence=f"No candidate has {constraints}; the nearest is {nearest.name}: "
-        f"{_listed([words[name] for name in misses])}.",
+        sentence=f"No candidate is sure to have {constraints}; the nearest is {nearest.name}: "
+        f"{_listed(parts)}.",
     )
 
 
@@ -209,7 +215,8 @@ def _distance(candidate: Candidate, constraints: Constraints) -> float:
     """How far from holding, all constraints together: shares as they are, bytes as a share."""
     misses = constraints.misses(candidate)
     most = constraints.max_bytes or 1.0
-    return sum(by / most if name == "bytes" else by for name, by in misses.items())
+    doubt = 0.0 if candidate.doubt is None else 1.0
+    return doubt + sum(by / most if name == "bytes" else by for name, by in misses.items())
 
 
 def _beyond(value: float | None, limit: float | None) -> float:
@@ -218,6 +225,10 @@ def _beyond(value: float | None, limit: float | None) -> float:
 
 def _numeric(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _share(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def _percent(share: float) -> str:
@@ -237,7 +248,10 @@ def _gap(share: float) -> str:
     points = 100 * share
     if points < 0.1:
         return "less than 0.1 points"
-    return _points(share) if points >= 9.95 else f"{points:.1f} points"
+    if points >= 9.95:
+        return _points(share)
+    text = f"{points:.1f}".removesuffix(".0")
+    return f"{text} point{'s' * (text != '1')}"
 
 
 def _listed(parts: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
 """A search without an evaluation: what defences cost and hide in closed form.
 
-``python -m tests.evaluation.search.closed_form JOURNAL TRIALS`` runs it, slowly enough to be killed,
-and prints the names of all candidates.
+``python -m tests.evaluation.search.closed_form JOURNAL TRIALS`` runs it, slowly enough to be
+killed, and prints the names of all candidates.
 """
 
 from __future__ import annotations
