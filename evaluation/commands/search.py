@@ -12,6 +12,7 @@ import typer
 
 from gradguard.evaluation.commands.evaluate import INTERRUPTED
 from gradguard.evaluation.commands.stating import output_checked
+from gradguard.evaluation.decisions.prerequisites import notes
 from gradguard.evaluation.errors import UnusableInputError
 from gradguard.evaluation.evaluate import StoppedStudyError
 from gradguard.evaluation.output import check_writable, write_atomically, write_report
@@ -20,7 +21,7 @@ from gradguard.evaluation.report import Report
 from gradguard.evaluation.search.measuring import Meter
 from gradguard.evaluation.search.objectives import candidates
 from gradguard.evaluation.search.results import Found, print_found
-from gradguard.evaluation.search.settings import SECTION, SearchSettings, references
+from gradguard.evaluation.search.settings import SECTION, SearchSettings, is_bare, references
 from gradguard.evaluation.study import Study, default_table, read_toml
 from gradguard.evaluation.views.table import make_console
 
@@ -148,7 +149,10 @@ def _searched(
             told=lambda done: typer.echo(f"{done} of {settings.trials} candidates", err=True),
         )
         report = meter.report(defenses)
-    return Found(tuple(candidates(report, defenses)), settings, study.seed), report
+    bare = next((defense.name for defense in study.defenses if is_bare(defense)), None)
+    tried = tuple(candidates(report, defenses))
+    found = Found(tried, settings, study.seed, bare, notes(report, list(report.rows)))
+    return found, report
 
 
 def chosen(

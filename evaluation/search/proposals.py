@@ -16,6 +16,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.samplers import BaseSampler, TPESampler
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from scipy.stats import qmc
 
@@ -87,8 +88,10 @@ def propose(
     first = spread(space, seed=seed, least=0 if tried else count)
     proposed: list[Point] = []
     with quiet_optuna():
-        directions = ["minimize"] * (len(tried[0].values) if tried else 2)
-        study = optuna.create_study(directions=directions, sampler=sampler(seed))
+        study = optuna.create_study(
+            directions=[StudyDirection.MINIMIZE] * (len(tried[0].values) if tried else 2),
+            sampler=sampler(seed),
+        )
         study.add_trials([frozen(space, t.point, t.values) for t in tried])
         for number in range(len(tried), len(tried) + count):
             if number < len(first):
@@ -153,7 +156,7 @@ def point_of(space: Space, params: Mapping[str, float]) -> Point:
 def ask(trial: Trial, space: Space) -> Point:
     """The point that Optuna proposes."""
     kinds = _kinds(space)
-    kind = int(trial.suggest_categorical(KIND, kinds[KIND].choices)) if kinds else 0
+    kind = _position(trial, KIND, kinds[KIND]) if kinds else 0
     return Point(kind, ask_places(trial, space, kind))
 
 
@@ -163,12 +166,18 @@ def ask_places(trial: Trial, space: Space, kind: int) -> tuple[float, ...]:
     for _, parameter in space.kinds[kind].ranges:
         label, known = _label(kind, parameter), _distribution(parameter)
         if isinstance(known, CategoricalDistribution):
-            places.append(trial.suggest_categorical(label, known.choices))
+            places.append(_position(trial, label, known))
         elif isinstance(known, IntDistribution):
             places.append(trial.suggest_int(label, known.low, known.high, log=known.log))
         else:
             places.append(trial.suggest_float(label, known.low, known.high, log=known.log))
     return tuple(places)
+
+
+def _position(trial: Trial, label: str, known: CategoricalDistribution) -> int:
+    position = trial.suggest_categorical(label, known.choices)
+    assert isinstance(position, int)  # by _distribution and _kinds
+    return position
 
 
 def _kinds(space: Space) -> dict[str, CategoricalDistribution]:

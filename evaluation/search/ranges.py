@@ -88,7 +88,9 @@ class Range:
             raise UnusableInputError(
                 f"[search] {name}: a range needs low and high, or choices; got {dict(table)!r}"
             )
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in table.items()
+        }
         return cls(name=name, **values)
 
     @property

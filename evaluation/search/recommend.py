@@ -77,7 +77,9 @@ class Recommendation:
     sentence: str
 
 
-def recommend(tried: Sequence[Candidate], constraints: Constraints) -> Recommendation:
+def recommend(
+    tried: Sequence[Candidate], constraints: Constraints, *, undefended: float | None = None
+) -> Recommendation:
     """The best of the candidates that satisfy the constraints.
 
     With a limit on the advantage alone, the best is the most accurate; with a limit on accuracy
@@ -95,6 +97,9 @@ def recommend(tried: Sequence[Candidate], constraints: Constraints) -> Recommend
     Not guaranteed: that the best end of a noisy measurement is also the best on new data. The
     more candidates, the likelier that the first of them was lucky.
 
+    Args:
+        undefended: Accuracy without a defence, to be told beside that of the best.
+
     >>> a = Candidate(name="A", advantage=0.03, advantage_most=0.05, accuracy=0.9,
     ...     accuracy_least=0.88, bytes_per_update=1000.0, step_overhead=1.0)
     >>> b = Candidate(name="B", advantage=0.0, advantage_most=0.02, accuracy=0.85,
@@ -111,7 +116,7 @@ def recommend(tried: Sequence[Candidate], constraints: Constraints) -> Recommend
     if not holding:
         return _none_holds(sound, constraints)
     best, *others = sorted(holding, key=lambda candidate: _rank(candidate, constraints))
-    sentence = f"Use {best.name}: {described(best)}"
+    sentence = f"Use {best.name}: {described(best, undefended=undefended)}"
     if not others:
         alone = "no other candidate that holds is better in any respect"
         return Recommendation(use=best.name, sentence=f"{sentence}; {alone}.")
@@ -121,12 +126,13 @@ def recommend(tried: Sequence[Candidate], constraints: Constraints) -> Recommend
     return Recommendation(use=best.name, instead=runner_up.name, sentence=said)
 
 
-def described(candidate: Candidate) -> str:
+def described(candidate: Candidate, *, undefended: float | None = None) -> str:
     """A candidate's numbers in words."""
+    bare = "" if undefended is None else f", and {_percent(undefended)} without a defence"
     return (
         f"an advantage of {_percent(max(candidate.advantage, 0.0))} over a blind guess (at most "
         f"{_percent(max(candidate.advantage_most, 0.0))}), an accuracy of "
-        f"{_percent(candidate.accuracy)} (at least {_percent(candidate.accuracy_least)}), "
+        f"{_percent(candidate.accuracy)} (at least {_percent(candidate.accuracy_least)}{bare}), "
         f"{candidate.bytes_per_update:,.0f} bytes a message and {candidate.step_overhead:.2g} "
         "times the step time"
     )

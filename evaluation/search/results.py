@@ -27,11 +27,15 @@ class Found:
     Args:
         tried: Every different candidate, the study's own defences first.
         seed: Which decided all of it.
+        bare: Name of the candidate without a defence.
+        notes: What weakens the numbers, as ``gradguard gate`` says it of what is recommended.
     """
 
     tried: tuple[Candidate, ...]
     settings: SearchSettings
     seed: int
+    bare: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def front(self) -> list[Candidate]:
@@ -41,7 +45,9 @@ class Found:
     @property
     def recommendation(self) -> Recommendation:
         """What to use under the search's constraints."""
-        return recommend(self.tried, self.settings.constraints)
+        sound = {c.name: c.accuracy for c in self.tried if c.failed is None}
+        bare = None if self.bare is None else sound.get(self.bare)
+        return recommend(self.tried, self.settings.constraints, undefended=bare)
 
     def to_json(self) -> str:
         """Everything that was found; a candidate that failed has its reason and no numbers."""
@@ -53,6 +59,7 @@ class Found:
             "constraints": asdict(self.settings.constraints),
             "recommendation": asdict(self.recommendation),
             "front": [candidate.name for candidate in self.front],
+            "notes": list(self.notes),
             "candidates": [_plain(c, self.settings.constraints) for c in self.tried],
             "space": self.settings.space.to_list(),
         }
@@ -81,6 +88,8 @@ def print_found(found: Found, console: Console) -> None:
             style="dim",
         )
     )
+    for note in found.notes:
+        console.print(Text(f"Note: {note}."))
     console.print(Text(found.recommendation.sentence, style="bold"))
 
 
@@ -105,7 +114,7 @@ def _table(front: Sequence[Candidate], constraints: Constraints) -> Table:
         holds = not constraints.misses(candidate)
         table.add_row(
             Text(candidate.name, style="green" if limited and holds else ""),
-            *(_whole(candidate.advantage), _whole(candidate.advantage_most)),
+            *(_whole(max(candidate.advantage, 0.0)), _whole(candidate.advantage_most)),
             *(_whole(candidate.accuracy), _whole(candidate.accuracy_least)),
             size_text(candidate.bytes_per_update),
             f"x{candidate.step_overhead:.2g}",

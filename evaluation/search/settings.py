@@ -87,9 +87,13 @@ def references(tables: object) -> list[Any]:
     return [{"name": free, "transform": []}, *tables]
 
 
+def is_bare(defense: Defense) -> bool:
+    """Whether it is no defence at all."""
+    return description(defense) == description(Defense("none", transform=[]))
+
+
 def _undefended(table: Mapping[str, Any]) -> bool:
     try:
-        defense = Defense.from_dict(table)
+        return is_bare(Defense.from_dict(table))
     except (ValueError, TypeError, KeyError):
         return False  # a study says what is wrong with it
-    return description(defense) == description(Defense("none", transform=[]))

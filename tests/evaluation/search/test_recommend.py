@@ -158,6 +158,11 @@ def test_a_runner_up_that_differs_in_nothing_is_passed_over() -> None:
     )
 
 
+def test_the_accuracy_without_a_defence_stands_beside_that_of_the_best() -> None:
+    said = recommend([A], Constraints(), undefended=0.97).sentence
+    assert "an accuracy of 90 % (at least 88 %, and 97 % without a defence)" in said
+
+
 def test_one_alone_has_no_runner_up() -> None:
     chosen = recommend([A], Constraints())
     assert chosen.instead is None
