@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 from gradguard.evaluation.certificates.law import (
     broken_certificates,
@@ -12,24 +15,26 @@ from gradguard.evaluation.certificates.law import (
     weak_deltas,
 )
 from gradguard.evaluation.data import Data
-from gradguard.evaluation.errors import UnusableInputError
+from gradguard.evaluation.errors import UnusableInputError, unknown
 from gradguard.evaluation.models import Factory
 from gradguard.evaluation.nesting import weak_attacks, weak_pooling
 from gradguard.evaluation.progress import Progress, Silent
 from gradguard.evaluation.provenance import provenance
 from gradguard.evaluation.report import Report, Row
-from gradguard.evaluation.running.bench import Bench, Cell, prepare
-from gradguard.evaluation.running.rows import guarantees, make_row
-from gradguard.evaluation.running.work import working
+from gradguard.evaluation.running.assemble import Results, assembled
+from gradguard.evaluation.running.bench import Bench, prepare
+from gradguard.evaluation.running.keys import Keys, data_digest
+from gradguard.evaluation.running.pool import (
+    BACKENDS,
+    Backend,
+    Failures,
+    one_thread,
+    run_elsewhere,
+    run_here,
+)
+from gradguard.evaluation.running.store import Store
+from gradguard.evaluation.running.units import Unit, tasks_of
 from gradguard.evaluation.study import Study
-
-
-class StoppedStudyError(RuntimeError):
-    """A study that cannot go on, for the reason in ``__cause__``; ``report`` holds what it has."""
-
-    def __init__(self, report: Report) -> None:
-        super().__init__(f"stopped after {len(report.rows)} finished rows")
-        self.report = report
 
 
 class InterruptedStudyError(KeyboardInterrupt):
@@ -48,6 +53,10 @@ def evaluate(
     progress: Progress | None = None,
     command: Sequence[str] = (),
     jobs: int = 1,
+    backend: Backend = "loky",
+    ray_address: str | None = None,
+    store: Path | None = None,
+    resume: bool = False,
 ) -> Report:
     """Train with every defence, attack every defence, and report both.
 
@@ -67,7 +76,11 @@ def evaluate(
     - the worst attack is chosen on batches that share no image with those it is scored on;
     - the attacker's images are in no client's data;
     - an attack that is clearly above a certificate is a warning in the report;
-    - a study and seed give the same report on the same machine, times aside.
+    - a study and seed give the same report on the same machine, times aside, whatever ``jobs``
+      and ``backend``;
+    - what was finished when the process ended, however it ended, is never computed again with
+      ``resume``; nor is what another study has computed in the same ``store``;
+    - a row that cannot be made is one of ``failures``, with its reason; the others are made.
 
     Args:
         data: Instead of what ``study.data`` names, for data that is not in an ``.npz``.
@@ -76,6 +89,12 @@ def evaluate(
         command: Recorded in the report.
         jobs: Processes to work in. More than one gives the same report in less time; a script
             that asks for it needs the usual ``if __name__ == "__main__":``.
+        backend: ``"loky"``, processes of this machine, or ``"ray"``.
+        ray_address: ``host:port`` of a Ray cluster; without it one is started on this machine.
+        store: A folder for finished units of work; a temporary one when not given. For a cluster
+            all of its machines must see it.
+        resume: Take from ``store`` what is there. Without it everything is computed anew, but for
+            models trained without a defence, and replaces what is there.
 
     >>> from gradguard import Defense, Sign
     >>> from gradguard.evaluation import AttackSpec, ModelSpec, TrainingSpec
@@ -92,77 +111,92 @@ def evaluate(
     ('LLG', True)
 
     Raises:
-        UnusableInputError: The study, its data or its model cannot be used.
-        StoppedStudyError: Something failed after the first row; it holds the finished rows.
+        UnusableInputError: The study, its data or its model cannot be used, or no row could be
+            made; the message has the first reason.
         InterruptedStudyError: Ctrl-C; a ``KeyboardInterrupt`` that holds the finished rows.
     """
     if jobs < 1:
         raise UnusableInputError(f"jobs must be a whole number of at least 1, got {jobs!r}")
+    if backend not in BACKENDS:
+        raise unknown("backend", str(backend), BACKENDS)
     progress = Silent() if progress is None else progress
     start, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
-    bench = prepare(study, data=data, factory=factory)
-    rows: list[Row] = []
+    with one_thread(), _folder(store) as folder:
+        bench = prepare(study, data=data, factory=factory)
+        made = Keys(bench)
+        keys = {unit: made.of(unit) for task in tasks_of(study, jobs=1) for unit in task}
 
-    def report(complete: bool) -> Report:
-        taken = time.perf_counter() - start
-        facts = provenance(bench, command=command, started=started, seconds=taken)
-        facts["warnings"] = [
-            *broken_certificates(rows),
-            *weak_deltas(rows, len(bench.parts.client)),
-            *weak_attacks(study.defenses, rows),
-            *weak_pooling(rows),
-        ]
-        facts["certificates"] = certificates_sentence(rows) or "none: no row has a certificate"
-        return Report(study.to_dict(), tuple(rows), facts, complete)
+        def report(failures: Failures, *, complete: bool) -> Report:
+            results = assembled(bench, Results(folder, keys, failures))
+            taken = time.perf_counter() - start
+            facts = provenance(
+                *(bench, results.attacked_accuracies),
+                command=command,
+                started=started,
+                seconds=taken,
+            )
+            facts |= _judged(study, bench, results.rows)
+            return Report(study.to_dict(), results.rows, facts, complete, results.failures)
 
-    try:
-        _run(bench, rows, progress, jobs)
-    except KeyboardInterrupt as interrupt:
-        raise InterruptedStudyError(report(complete=False)) from interrupt
-    except Exception as error:
-        if not rows:
-            raise
-        # Whatever went wrong with this row, hours may lie behind the others.
-        raise StoppedStudyError(report(complete=False)) from error
-    return report(complete=True)
-
-
-def cells(study: Study) -> list[Cell]:
-    """The conditions of a study, in the order in which they are worked through."""
-    spec = study.attack
-    return [
-        Cell(stage, composition, size, rounds)
-        for stage in spec.stages
-        for composition in spec.compositions
-        for size in spec.batch_sizes
-        for rounds in spec.rounds
-    ]
+        try:
+            failures = _run(bench, folder, keys, progress, jobs, backend, ray_address, resume)
+        except KeyboardInterrupt as interrupt:
+            raise InterruptedStudyError(report({}, complete=False)) from interrupt
+        finished = report(failures, complete=True)
+    if not finished.rows:
+        raise UnusableInputError(finished.failures[0].why)
+    return finished
 
 
-def _run(bench: Bench, rows: list[Row], progress: Progress, jobs: int) -> None:
-    """Fill ``rows`` one by one, so that an interruption keeps what is finished."""
-    study = bench.study
-    conditions = cells(study)
-    defenses, repeats = study.defenses, study.training.seeds
-    fits = len(conditions) * study.attacked_seeds * len(bench.attacks)
-    needs = {name: attack.needs for name, attack in bench.attacks.items()}
-    # A piece is one training run, or one attack fitted to one model under one defence.
-    pieces = len(defenses) * (repeats + fits)
-    undefended = repeats if "trained" in study.attack.stages else 0
-    progress.begin(pieces + undefended)
-    with working(bench, conditions, progress, jobs=jobs) as work:
-        # After the workers were started: loading their libraries takes them as long as this.
-        for repeat in range(undefended):
-            progress.doing(f"training without a defence, seed {repeat + 1}")
-            bench.undefended(repeat)
+@contextlib.contextmanager
+def _folder(path: Path | None) -> Iterator[Store]:
+    with contextlib.ExitStack() as stack:
+        if path is None:
+            path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gradguard-")))
+        store = Store(path)
+        stack.enter_context(store.opened())
+        yield store
+
+
+def _run(
+    bench: Bench,
+    store: Store,
+    keys: dict[Unit, str],
+    progress: Progress,
+    jobs: int,
+    backend: Backend,
+    address: str | None,
+    resume: bool,
+) -> Failures:
+    """Compute what is not there; why units failed."""
+    tasks = tasks_of(bench.study, jobs=jobs)
+    progress.begin(sum(len(task) for task in tasks))
+    left = []
+    for task in tasks:
+        # Without resume all is computed anew, and replaces what is there when it comes: nothing
+        # is deleted beforehand, for whoever forgot to say so may want it back.
+        open_units = tuple(u for u in task if not (resume and store.has(keys[u])))
+        for _ in range(len(task) - len(open_units)):
             progress.advance()
-        for cell in conditions:
-            for defense in defenses:
-                cost, scores = work.cost(defense), work.scores(cell, defense)
-                seed = bench.seed("intervals", cell.stage, cell.composition, cell.batch_size)
-                promised = guarantees(bench, cell, defense)
-                rows.append(
-                    make_row(
-                        defense, cell, scores, cost, needs=needs, seed=seed, guaranteed=promised
-                    )
-                )
+        left += [open_units] if open_units else []
+    if jobs == 1 and backend == "loky":
+        return run_here(bench, store, left, keys, progress)
+    return run_elsewhere(
+        *(bench, store, left, keys, progress),
+        data=data_digest(bench.data),
+        jobs=jobs,
+        backend=backend,
+        address=address,
+    )
+
+
+def _judged(study: Study, bench: Bench, rows: Sequence[Row]) -> dict[str, object]:
+    """What the rows say about one another."""
+    warnings = [
+        *broken_certificates(rows),
+        *weak_deltas(rows, len(bench.parts.client)),
+        *weak_attacks(study.defenses, rows),
+        *weak_pooling(rows),
+    ]
+    certificates = certificates_sentence(rows) or "none: no row has a certificate"
+    return {"warnings": warnings, "certificates": certificates}

@@ -1,14 +1,19 @@
-"""What is being done and how much is left: a bar on a terminal, nothing in a pipe."""
+"""What is being done and how much is left: a bar on a terminal, now and then a line elsewhere."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+
+SECONDS = 30
+"""Between two lines in a log."""
 
 
 class Progress(Protocol):
@@ -40,8 +45,68 @@ class Silent:
         pass
 
 
+def shown(console: Console, *, quiet: bool = False) -> AbstractContextManager[Progress]:
+    """A bar on a terminal, lines in a log, or nothing."""
+    if quiet:
+        return nullcontext(Silent())
+    return Bar(console) if console.is_terminal else nullcontext(Lines(console))
+
+
+class Lines:
+    """A plain line now and then, for logs: at the start, every 30 seconds, and at the end.
+
+    Args:
+        clock: Seconds that have passed.
+    """
+
+    def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console, self._clock = console, clock
+        self._total = self._done = 0
+        self._what = ""
+        self._start = self._said = clock()
+
+    def begin(self, total: int) -> None:
+        self._total, self._start = total, self._clock()
+        self._say()
+
+    def doing(self, what: str) -> None:
+        self._what = what
+
+    def advance(self) -> None:
+        self._done += 1
+        if self._clock() - self._said >= SECONDS or self._done == self._total:
+            self._say()
+
+    def _say(self) -> None:
+        self._said = self._clock()
+        taken = self._said - self._start
+        words = f"gradguard: {self._done} of {self._total} done"
+        if self._done == self._total:
+            words += f" in {duration(taken)}"
+        elif self._done and taken > 0:
+            left = taken / self._done * (self._total - self._done)
+            words += f", {60 * self._done / taken:.0f} a minute, about {duration(left)} left"
+            words += f"; {self._what}"
+        # A line that is folded or styled would be harder to search for.
+        self._console.print(words, soft_wrap=True, markup=False, highlight=False)
+
+
+def duration(seconds: float) -> str:
+    """Time in the two units that matter.
+
+    >>> duration(42.4), duration(605), duration(7_300)
+    ('42 s', '10 min 5 s', '2 h 1 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
 class Bar(AbstractContextManager["Bar"]):
-    """A rich progress bar with the time left; silent where the console is not a terminal."""
+    """A rich progress bar: units done, how many a minute, the time left, the unit at work."""
 
     def __init__(self, console: Console) -> None:
         self._progress = RichProgress(
@@ -49,12 +114,14 @@ class Bar(AbstractContextManager["Bar"]):
             TextColumn("{task.description:<44.44}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}", markup=False),
             TimeRemainingColumn(),
             console=console,
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._progress.add_task("preparing", total=None)
+        self._task = self._progress.add_task("preparing", total=None, rate="")
+        self._start, self._done = time.monotonic(), 0
 
     def __enter__(self) -> Bar:
         self._progress.start()
@@ -69,10 +136,13 @@ class Bar(AbstractContextManager["Bar"]):
         self._progress.stop()
 
     def begin(self, total: int) -> None:
+        self._start = time.monotonic()
         self._progress.update(self._task, total=total)
 
     def doing(self, what: str) -> None:
         self._progress.update(self._task, description=what)
 
     def advance(self) -> None:
-        self._progress.advance(self._task)
+        self._done += 1
+        rate = 60 * self._done / max(time.monotonic() - self._start, 1e-3)
+        self._progress.update(self._task, advance=1, rate=f"{rate:.0f}/min")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from gradguard.attacks.threat import Attack
 from gradguard.evaluation.message_size import MASKED, MESSAGES
 from gradguard.evaluation.message_size import METHOD as BYTES
 from gradguard.evaluation.running.bench import Bench, per_seed
+from gradguard.evaluation.running.keys import data_digest, sources_digest
 from gradguard.evaluation.study import Study
 
 METHOD = (
@@ -39,7 +42,12 @@ _PACKAGES = ("gradguard", "torch", "numpy", "scipy", "scikit-learn", "opacus")
 
 
 def provenance(
-    bench: Bench, *, command: Sequence[str], started: str, seconds: float
+    bench: Bench,
+    attacked_accuracies: Sequence[float],
+    *,
+    command: Sequence[str],
+    started: str,
+    seconds: float,
 ) -> dict[str, Any]:
     """Versions, seed, command, sizes of the parts, numbers of batches, and time taken."""
     study, repeats = bench.study, bench.study.attacked_seeds
@@ -50,9 +58,11 @@ def provenance(
         "command": " ".join(command),
         "seed": study.seed,
         "versions": {"python": platform.python_version()} | _versions(),
-        "threads": torch.get_num_threads(),
+        "sources": sources_digest(),
+        "hardware": hardware(),
         "data": {
             "name": bench.data.name,
+            "digest": data_digest(bench.data),
             "images": len(bench.data),
             "input_shape": list(bench.data.input_shape),
             "classes": bench.data.num_classes,
@@ -70,7 +80,7 @@ def provenance(
             "simulated_per_seed": max(map(_simulated, bench.attacks.values()), default=0),
         },
         "messages_encoded": {"per_defense": MESSAGES, "compressor": "zlib"},
-        "attacked_model_accuracy": bench.undefended_accuracies(),
+        "attacked_model_accuracy": list(attacked_accuracies),
     }
 
 
@@ -97,3 +107,26 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:  # run from a folder that is not installed
             found[package] = "unknown"
     return found
+
+
+def hardware() -> dict[str, Any]:
+    """What it ran on, as far as it bears on times; nothing that names the machine."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if _POSIX else 0
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory / 2**30, 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+_POSIX = hasattr(os, "sysconf") and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {})
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -9,21 +9,27 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
 from gradguard.attacks.head import find_head
 from gradguard.evaluation.errors import UnusableInputError
-from gradguard.evaluation.evaluate import InterruptedStudyError, StoppedStudyError, evaluate
+from gradguard.evaluation.evaluate import InterruptedStudyError, evaluate
 from gradguard.evaluation.models import build_model, find_factory
 from gradguard.evaluation.output import check_writable, write_report
-from gradguard.evaluation.progress import Bar
+from gradguard.evaluation.progress import shown
 from gradguard.evaluation.report import Report
 from gradguard.evaluation.running.bench import load_data
+from gradguard.evaluation.running.pool import Backend
 from gradguard.evaluation.study import Study, default_table, read_toml
 from gradguard.evaluation.views.table import make_console, print_report
 
+STORE = "cells"
+"""The folder of finished units of work, in that of the report."""
+GO_ON = "what is finished is kept, and the same command with --resume goes on from there"
+FAILED = 1
+"""The exit code where some rows could not be made."""
 INTERRUPTED = 130
 """The exit code after Ctrl-C, as shells have it."""
 
@@ -43,17 +49,43 @@ def command(
     jobs: Annotated[
         int | None, typer.Option(help="Processes to work in. Default: one per core, at most 4.")
     ] = None,
+    backend: Annotated[
+        str, typer.Option(metavar="loky|ray", help="Processes of this machine, or a Ray cluster.")
+    ] = "loky",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="A running cluster. Default: one of its own."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Take from OUT/cells what is finished.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Neither progress nor table.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print report.json, and nothing else.")
+    ] = False,
 ) -> None:
     """Attack every defence of a study; report what leaks and what hiding it costs."""
     # A time limit of a batch system comes as SIGTERM: keep the finished rows, as after Ctrl-C.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        code = run_evaluate(study, data=data, model=model, out=out, seed=seed, jobs=jobs)
+        code = run_evaluate(
+            study,
+            data=data,
+            model=model,
+            out=out,
+            seed=seed,
+            jobs=jobs,
+            backend=backend,
+            ray_address=ray_address,
+            resume=resume,
+            quiet=quiet,
+            as_json=as_json,
+        )
     except KeyboardInterrupt:
         # Caught here: typer would turn it into an exit without a word.
-        typer.echo(
-            "gradguard: interrupted before a row was finished; nothing was written", err=True
-        )
+        typer.echo("gradguard: interrupted before any work was done; nothing was written", err=True)
         code = INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -68,6 +100,11 @@ def run_evaluate(
     out: Path,
     seed: int | None,
     jobs: int | None,
+    backend: str = "loky",
+    ray_address: str | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+    as_json: bool = False,
 ) -> int:
     """Run a study, print it, write it; the exit code.
 
@@ -78,28 +115,45 @@ def run_evaluate(
     study = chosen_study(path, data=data, model=model, seed=seed)
     check_writable(out)
     try:
-        with Bar(make_console(stderr=True)) as bar:
-            command = ["gradguard", *sys.argv[1:]]
-            count = _default_jobs() if jobs is None else jobs
-            report = evaluate(study, progress=bar, command=command, jobs=count)
+        with shown(make_console(stderr=True), quiet=quiet or as_json) as progress:
+            report = evaluate(
+                study,
+                progress=progress,
+                command=["gradguard", *sys.argv[1:]],
+                jobs=default_jobs() if jobs is None else jobs,
+                backend=cast(Backend, backend),
+                ray_address=ray_address,
+                store=out / STORE,
+                resume=resume,
+            )
     except InterruptedStudyError as interrupt:
-        if not interrupt.report.rows:
-            raise
-        _deliver(interrupt.report, out)
+        if interrupt.report.rows:
+            _deliver(interrupt.report, out, quiet=quiet, as_json=as_json)
+        print(f"gradguard: interrupted; {GO_ON}", file=sys.stderr)
         return INTERRUPTED
-    except StoppedStudyError as stopped:
-        _deliver(stopped.report, out)
-        raise (stopped.__cause__ or stopped) from None
-    _deliver(report, out)
+    _deliver(report, out, quiet=quiet, as_json=as_json)
+    if report.failures:
+        print(f"gradguard: {failed_words(report)}", file=sys.stderr)
+        return FAILED
     return 0
 
 
-def _default_jobs() -> int:
+def failed_words(report: Report) -> str:
+    """How many rows could not be made, and the first reason."""
+    first, total = report.failures[0], len(report.failures) + len(report.rows)
+    return (
+        f"{len(report.failures)} of {total} rows could not be made; the first, {first.defense!r} "
+        f"({first.stage}, {first.composition}, B = {first.batch_size}): {first.why}"
+    )
+
+
+def default_jobs() -> int:
+    """One process per core, and at most four."""
     # Each process takes half a gigabyte before it holds any data: not one per core of a server.
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, 4)
 
 
-def _deliver(report: Report, out: Path) -> None:
+def _deliver(report: Report, out: Path, *, quiet: bool, as_json: bool) -> None:
     """Write the report, then show it: a terminal that is gone must not cost the files."""
     console = make_console()
     with _uninterrupted():
@@ -112,8 +166,12 @@ def _deliver(report: Report, out: Path) -> None:
             raise UnusableInputError(f"{out}: the report could not be written ({why})") from error
     written = ", ".join(str(path) for path in paths)
     try:
-        print_report(report, console)
-        console.print(f"Written: {written}", soft_wrap=True, markup=False)
+        if as_json:
+            sys.stdout.write(report.to_json())
+            sys.stdout.flush()
+        elif not quiet:
+            print_report(report, console)
+            console.print(f"Written: {written}", soft_wrap=True, markup=False)
     except OSError as error:
         why = error.strerror or type(error).__name__
         raise UnusableInputError(f"written: {written}, but not shown ({why})") from error

@@ -83,24 +83,36 @@ class Bench:
     def undefended(self, repeat: int) -> Outcome:
         """Training without a defence, on the clients' history; run once per repeat."""
         if repeat not in self._undefended:
-            outcome = train(
-                self.fresh_model(repeat),
-                self.part(self.parts.history),
-                self.part(self.parts.test),
-                spec=self.study.training,
-                seed=self.seed("training", repeat),
-                defense=None,
-            )
-            if outcome.diverged:
-                raise UnusableInputError(
-                    "training diverges even without a defence; lower training.learning_rate"
-                )
-            self._undefended[repeat] = outcome
+            self._undefended[repeat] = self.train_undefended(repeat)
         return self._undefended[repeat]
 
-    def undefended_accuracies(self) -> list[float]:
-        """Test accuracies of the undefended models trained so far, by repeat."""
-        return [self._undefended[repeat].accuracy for repeat in sorted(self._undefended)]
+    def train_undefended(self, repeat: int) -> Outcome:
+        """Train without a defence, now.
+
+        Raises:
+            UnusableInputError: It diverges.
+        """
+        outcome = train(
+            self.fresh_model(repeat),
+            self.part(self.parts.history),
+            self.part(self.parts.test),
+            spec=self.study.training,
+            seed=self.seed("training", repeat),
+            defense=None,
+        )
+        if outcome.diverged:
+            raise UnusableInputError(
+                "training diverges even without a defence; lower training.learning_rate"
+            )
+        return outcome
+
+    def has_undefended(self, repeat: int) -> bool:
+        """Whether the repeat's undefended training is known already."""
+        return repeat in self._undefended
+
+    def take_undefended(self, repeat: int, outcome: Outcome) -> None:
+        """Know the repeat's undefended training from elsewhere."""
+        self._undefended[repeat] = outcome
 
     def part(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
         """Images and labels of one part of the split."""
@@ -173,12 +185,19 @@ def per_seed(total: int, seeds: int) -> int:
     return -(-total // seeds)
 
 
-def prepare(study: Study, *, data: Data | None = None, factory: Factory | None = None) -> Bench:
+def prepare(
+    study: Study,
+    *,
+    data: Data | None = None,
+    factory: Factory | None = None,
+    checked: bool = False,
+) -> Bench:
     """Load and check everything that can be wrong before any work is done.
 
     Args:
         data: Instead of what ``study.data`` names.
         factory: Instead of what ``study.model`` names.
+        checked: Leave out what another process has found to be right.
 
     Raises:
         UnusableInputError: Something cannot be used.
@@ -201,6 +220,8 @@ def prepare(study: Study, *, data: Data | None = None, factory: Factory | None =
         default = "cnn-relu" if model.factory is None else None
         factory = find_factory(model.name or default, model.factory)
     bench = Bench(study, loaded, parts, factory, shaped(attacks, loaded.input_shape))
+    if checked:
+        return bench
     _try_shift(bench)
     check_defenses(study, bench.fresh_model(0), loaded)
     return bench

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,9 +35,35 @@ class CellScores:
     scored: dict[str, np.ndarray]
     skipped: dict[str, str]
 
+    @classmethod
+    def joined(cls, seeds: Sequence[CellScores]) -> CellScores:
+        """The scores of several models; an attack that one of them rules out is skipped."""
+        skipped = {name: why for scores in seeds for name, why in scores.skipped.items()}
+        parts = [
+            {
+                name: np.concatenate([getattr(scores, which)[name] for scores in seeds])
+                for name in getattr(seeds[0], which)
+                if name not in skipped
+            }
+            for which in SETS
+        ]
+        return cls(parts[0], parts[1], skipped)
+
 
 def attack_cell(bench: Bench, cell: Cell, defense: Defense, progress: Progress) -> CellScores:
-    """Run every attack of the study against ``defense``.
+    """Run every attack of the study against ``defense``, at every attacked model.
+
+    Raises:
+        UnusableInputError: A gradient or message is not finite.
+    """
+    repeats = range(bench.study.attacked_seeds)
+    return CellScores.joined([attack_model(bench, cell, defense, r, progress) for r in repeats])
+
+
+def attack_model(
+    bench: Bench, cell: Cell, defense: Defense, repeat: int, progress: Progress
+) -> CellScores:
+    """Run every attack of the study against ``defense``, at the model of one seed.
 
     Guarantees:
 
@@ -48,24 +74,16 @@ def attack_cell(bench: Bench, cell: Cell, defense: Defense, progress: Progress) 
     Raises:
         UnusableInputError: A gradient or message is not finite.
     """
-    found: dict[str, dict[str, list[np.ndarray]]] = {name: {} for name in SETS}
-    skipped: dict[str, str] = {}
-    for repeat in range(bench.study.attacked_seeds):
-        try:
-            fitted = _fit(bench, cell, defense, repeat, skipped, progress)
-            for name in SETS:
-                for attack, scores in _score(bench, cell, defense, repeat, name, fitted).items():
-                    found[name].setdefault(attack, []).append(scores)
-        except (NonFiniteGradientError, NonFiniteExampleError) as error:
-            raise UnusableInputError(
-                f"defence {defense.name!r} cannot be attacked ({cell.stage}, {cell.composition}, "
-                f"B = {cell.batch_size}): {one_line(error)}"
-            ) from error
-    stacked = [
-        {attack: np.stack(s) for attack, s in found[name].items() if attack not in skipped}
-        for name in SETS
-    ]
-    return CellScores(stacked[0], stacked[1], skipped)
+    try:
+        fitted, skipped = _fit(bench, cell, defense, repeat, progress)
+        found = [_score(bench, cell, defense, repeat, name, fitted) for name in SETS]
+    except (NonFiniteGradientError, NonFiniteExampleError) as error:
+        raise UnusableInputError(
+            f"defence {defense.name!r} cannot be attacked ({cell.stage}, {cell.composition}, "
+            f"B = {cell.batch_size}): {one_line(error)}"
+        ) from error
+    parts = [{attack: scores[None] for attack, scores in part.items()} for part in found]
+    return CellScores(parts[0], parts[1], skipped)
 
 
 def _fit(
@@ -73,9 +91,8 @@ def _fit(
     cell: Cell,
     defense: Defense,
     repeat: int,
-    skipped: dict[str, str],
     progress: Progress,
-) -> dict[str, FittedAttack]:
+) -> tuple[dict[str, FittedAttack], dict[str, str]]:
     model = bench.model(cell.stage, repeat)
     knowledge = Knowledge(
         model=model,
@@ -89,19 +106,17 @@ def _fit(
         # backward passes, and pair the comparison between defences.
         seed=bench.seed("attacker", cell.stage, cell.composition, cell.batch_size, repeat),
     )
-    fitted = {}
+    fitted, skipped = {}, {}
     for name, attack in bench.attacks.items():
         progress.doing(f"{defense.name}: {name}")
-        if name not in skipped:
-            try:
-                # An attack's own passes through a model with dropout draw from the global state.
-                with torch.random.fork_rng(devices=[]):
-                    torch.default_generator.manual_seed(knowledge.seed)
-                    fitted[name] = attack.fit(knowledge)
-            except NotApplicableError as error:
-                skipped[name] = one_line(error)
-        progress.advance()
-    return fitted
+        try:
+            # An attack's own passes through a model with dropout draw from the global state.
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(knowledge.seed)
+                fitted[name] = attack.fit(knowledge)
+        except NotApplicableError as error:
+            skipped[name] = one_line(error)
+    return fitted, skipped
 
 
 def _score(

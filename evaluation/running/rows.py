@@ -15,13 +15,12 @@ from gradguard.evaluation.attackers import BLIND
 from gradguard.evaluation.certificates.certify import certify, run_epsilon
 from gradguard.evaluation.federated import round_overhead, train_federated
 from gradguard.evaluation.knowledge import attacks_by_level
-from gradguard.evaluation.message_size import bytes_per_update, dense_bytes
+from gradguard.evaluation.message_size import bytes_per_update
 from gradguard.evaluation.metrics import Resampler, advantage, t_interval
-from gradguard.evaluation.progress import Progress
 from gradguard.evaluation.report import AttackScore, KnowledgeScore, Row
 from gradguard.evaluation.running.bench import Bench, Cell
 from gradguard.evaluation.running.cell import CellScores
-from gradguard.evaluation.training import step_overhead, train
+from gradguard.evaluation.training import Outcome, step_overhead, train
 
 
 @dataclass(frozen=True)
@@ -35,40 +34,41 @@ class Cost:
     bytes_per_update: float | None = None
 
 
-def measure_cost(bench: Bench, defense: Defense, progress: Progress) -> Cost:
-    """Train with ``defense`` once per seed, time its steps, and encode a client's messages."""
+def train_defended(bench: Bench, defense: Defense, repeat: int) -> Outcome:
+    """One training run with ``defense``, as its clients would train."""
+    images, local = bench.part(bench.parts.client), bench.study.client
+    # The loop of a deployed client, unless the server needs several or they train locally.
+    run = train
+    if defense.cohort > 1 or local is not None:
+        run = partial(train_federated, training=local)
+    return run(
+        bench.fresh_model(repeat),
+        images,
+        bench.part(bench.parts.test),
+        spec=bench.study.training,
+        seed=bench.seed("training", repeat),
+        defense=defense,
+    )
+
+
+def weigh(bench: Bench, defense: Defense) -> tuple[float, float]:
+    """The time of a step over that of a bare one, and the mean bytes of a client's messages."""
     images, spec = bench.part(bench.parts.client), bench.study.training
     local = bench.study.client
-    outcomes = []
-    for repeat in range(spec.seeds):
-        progress.doing(f"{defense.name}: training, seed {repeat + 1}")
-        model, seed = bench.fresh_model(repeat), bench.seed("training", repeat)
-        test = bench.part(bench.parts.test)
-        # The loop of a deployed client, unless the server needs several or they train locally.
-        run = train
-        if defense.cohort > 1 or local is not None:
-            run = partial(train_federated, training=local)
-        outcomes.append(run(model, images, test, spec=spec, seed=seed, defense=defense))
-        progress.advance()
-    return Cost(
-        accuracies=tuple(outcome.accuracy for outcome in outcomes),
-        diverged=any(outcome.diverged for outcome in outcomes),
-        step_overhead=(
-            step_overhead(bench.builder(0), images, spec=spec, defense=defense)
-            if local is None
-            else round_overhead(
-                bench.fresh_model(0), images, spec=spec, defense=defense, training=local
-            )
-        ),
-        dense_bytes=dense_bytes(bench.fresh_model(0)),
-        bytes_per_update=bytes_per_update(
-            *(bench.fresh_model(0), images),
-            spec=spec,
-            seed=bench.seed("message size"),
-            defense=defense,
-            training=local,
-        ),
+    if local is None:
+        overhead = step_overhead(bench.builder(0), images, spec=spec, defense=defense)
+    else:
+        overhead = round_overhead(
+            bench.fresh_model(0), images, spec=spec, defense=defense, training=local
+        )
+    sent = bytes_per_update(
+        *(bench.fresh_model(0), images),
+        spec=spec,
+        seed=bench.seed("message size"),
+        defense=defense,
+        training=local,
     )
+    return overhead, sent
 
 
 def worst_attack(calibration: dict[str, np.ndarray]) -> str:

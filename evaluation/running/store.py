@@ -1,0 +1,137 @@
+"""Finished units of work as files: each whole or not there, each believed only if it is intact.
+
+``ab/abcdef....json`` holds a result under its content hash, ``ab/abcdef....safetensors`` a model.
+There is no pickle in it: a folder from elsewhere can be read without running its code. A checksum
+finds what was cut short or changed by accident; it is no signature.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from gradguard.evaluation.errors import UnusableInputError, one_line
+from gradguard.evaluation.output import write_atomically
+from gradguard.evaluation.running.keys import digest
+
+FORMAT = 1
+LOG = "log.jsonl"
+"""A line for every unit that was computed: which, when, how long, by which process."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of finished units.
+
+    Guarantees:
+
+    - a file is there whole, under its hash, or not at all: whenever the process is killed;
+    - a file that was cut short, changed or belongs to another unit is not taken, and computed anew;
+    - :meth:`alone` lets one process at a time compute what several would need.
+
+    Not guaranteed: the last of these on network file systems without locks.
+    """
+
+    folder: Path
+
+    def path(self, key: str, suffix: str = ".json") -> Path:
+        """Where a unit's result lies; in sub-folders, for many files in one are slow to list."""
+        return self.folder / key[:2] / f"{key}{suffix}"
+
+    def read(self, key: str) -> Any:
+        """The result under ``key``, or ``None`` where there is none that can be believed."""
+        try:
+            table = json.loads(self.path(key).read_bytes())
+            result = table["result"]
+            intact = table["format"] == FORMAT and table["digest"] == _checksum(key, result)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+        return result if intact else None
+
+    def write(self, key: str, result: Any) -> None:
+        """Keep ``result``, plain data without NaN, under ``key``."""
+        table = {"format": FORMAT, "digest": _checksum(key, result), "result": result}
+        self._put(self.path(key), json.dumps(table, allow_nan=False).encode())
+
+    def read_tensors(self, key: str) -> dict[str, Tensor] | None:
+        """The tensors under ``key``, or ``None`` where there are none that can be believed."""
+        described = self.read(key)
+        try:
+            content = self.path(key, ".safetensors").read_bytes()
+            if described is None or described["tensors"] != digest(content):
+                return None
+            return load(content)
+        except (OSError, SafetensorError, KeyError, TypeError):
+            return None
+
+    def write_tensors(self, key: str, tensors: dict[str, Tensor], **facts: Any) -> None:
+        """Keep tensors under ``key``, and ``facts`` with them."""
+        content = save({name: tensor.clone() for name, tensor in tensors.items()})
+        self._put(self.path(key, ".safetensors"), content)
+        # Last, and with their checksum: without it they are not there.
+        self.write(key, facts | {"tensors": digest(content)})
+
+    def has(self, key: str) -> bool:
+        """Whether there is a result that can be believed."""
+        return self.read(key) is not None
+
+    @contextlib.contextmanager
+    def alone(self, key: str) -> Iterator[None]:
+        """Only one process at a time is in here with this ``key``."""
+        path = self.path(key, ".lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path):
+            yield
+
+    def log(self, **facts: Any) -> None:
+        """Add a line to the log; one write, so that lines of several processes stay whole."""
+        line = json.dumps(facts | {"time": round(time.time(), 3), "process": os.getpid()})
+        with (self.folder / LOG).open("ab") as file:
+            file.write(line.encode() + b"\n")
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Make the folder, keep other runs out of it, and remove what a killed one left halfway.
+
+        Raises:
+            UnusableInputError: The folder cannot be written, or another run is at work there.
+        """
+        lock = FileLock(self.folder / "run.lock", blocking=False)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+            for half in self.folder.glob("*/.*.*.*"):
+                half.unlink(missing_ok=True)
+        except Timeout:
+            raise UnusableInputError(
+                f"{self.folder}: another gradguard is at work there; wait for it, or choose "
+                "another folder"
+            ) from None
+        except OSError as error:
+            raise UnusableInputError(
+                f"{self.folder}: cannot be written ({one_line(error)}); choose another folder"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _put(self, path: Path, content: bytes) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+
+
+def _checksum(key: str, result: Any) -> str:
+    # With the key: a file that was copied under another name is another unit's.
+    return digest(key.encode(), json.dumps(result, sort_keys=True, allow_nan=False).encode())
