@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,22 +39,29 @@ def plain_copy(model: nn.Module) -> nn.Module:
     trainer = getattr(plain, "_trainer", None)
     memo: dict[int, object] = {} if trainer is None else {id(trainer): None}
     hooked = isinstance(getattr(model, "_module", None), nn.Module)
-    kept = {module: _hooks(module) for module in plain.modules()} if hooked else {}
+    kept = {module: _opacus_parts(module) for module in plain.modules()} if hooked else {}
     try:
-        for module, tables in kept.items():
-            module.__dict__.update({name: type(table)() for name, table in tables.items()})
+        for module, parts in kept.items():
+            for name, part in parts.items():
+                if name.endswith("_hooks") and isinstance(part, dict):
+                    module.__dict__[name] = type(part)()
+                else:
+                    del module.__dict__[name]
         copied = copy.deepcopy(plain, memo)
     finally:
-        for module, tables in kept.items():
-            module.__dict__.update(tables)
+        for module, parts in kept.items():
+            module.__dict__.update(parts)
     return copied.cpu().train()
 
 
-def _hooks(module: nn.Module) -> dict[str, dict[int, object]]:
+def _opacus_parts(module: nn.Module) -> dict[str, Any]:
+    """What Opacus leaves in a module: tables of hooks, their handles, activations it has kept."""
+    own = {"autograd_grad_sample_hooks", "activations", "max_batch_len", "ddp_hooks"}
+    held = module.__dict__.items()
     return {
-        name: table
-        for name, table in module.__dict__.items()
-        if name.endswith("_hooks") and isinstance(table, dict)
+        name: part
+        for name, part in held
+        if name in own or (name.endswith("_hooks") and isinstance(part, dict))
     }
 
 
