@@ -1,9 +1,10 @@
-"""Sums and products of a piece on one thread, because what comes next works on one.
+"""Sums and products of a piece on one thread, because what comes before or after works on one.
 
 torch divides even a short loop among its threads. numpy, which compares and finds several times
-faster, then has to fetch half of every piece from another processor's cache: on two cores that
-takes longer than the second thread has saved. Python's own threads, one for each half of the
-pieces, do not help either: each of them waits after every loop for the interpreter's lock.
+faster, and torch's own drawing of random numbers work on one: half of every piece is then fetched
+from another processor's cache, which on two cores takes longer than the second thread has saved.
+Python's own threads, one for each half of the pieces, do not help either: each of them waits after
+every loop for the interpreter's lock.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ def multiply(values: Tensor, factor: float, *, out: Tensor) -> Tensor:
     """
     if not _numpy_knows(values, out):
         return torch.mul(values, factor, out=out)
+    _announce(out)
     with np.errstate(all="ignore"):
         np.multiply(values.numpy(), factor, out=out.numpy())
     return out
@@ -36,6 +38,7 @@ def add(first: Tensor, second: Tensor, *, out: Tensor) -> Tensor:
     """
     if not _numpy_knows(first, second, out):
         return torch.add(first, second, out=out)
+    _announce(out)
     with np.errstate(all="ignore"):
         np.add(first.numpy(), second.numpy(), out=out.numpy())
     return out
@@ -43,3 +46,9 @@ def add(first: Tensor, second: Tensor, *, out: Tensor) -> Tensor:
 
 def _numpy_knows(*tensors: Tensor) -> bool:
     return all(t.is_cpu and t.dtype in _KNOWN and not t.is_neg() for t in tensors)
+
+
+def _announce(out: Tensor) -> None:
+    """Count a write that torch does not see; tensors of inference mode have no count."""
+    if not out.is_inference():
+        torch.autograd.graph.increment_version(out)

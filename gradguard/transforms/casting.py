@@ -103,8 +103,9 @@ def _round_(piece: Tensor, narrow: torch.dtype) -> None:
     held = scratch("casting.binade", len(piece), torch.int32, device=piece.device)
     torch.bitwise_and(piece.view(torch.int32), 0x7F800000, out=held)  # the exponent alone
     binade = held.view(torch.float32).clamp_(min=info.smallest_normal)
-    binade.mul_(1.5 * info.eps / single.eps)
-    piece.add_(binade).sub_(binade)  # leaves +0.0 of what is too small
+    # A multiple by so round a number is exact, whether it is rounded by itself or not.
+    by = 1.5 * info.eps / single.eps
+    piece.add_(binade, alpha=by).sub_(binade, alpha=by)  # leaves +0.0 of what is too small
 
 
 def _to_int8_(piece: Tensor, *, largest: float) -> None:

@@ -13,13 +13,13 @@ from torch import Tensor
 from gradguard.core import Grads, Reads, State
 from gradguard.finite import magnitudes
 from gradguard.kernels.elementwise import copied, overwrite, pieces
+from gradguard.kernels.one_thread import add
 from gradguard.kernels.scratch import CHUNK, scratch
 from gradguard.randomness import fresh_rng, generator
 
 _CPU = torch.device("cpu")  # draws are the same on every device
-# Elements at a time. torch draws on one thread; it adds so few on one as well, where waking a
-# second for every addition would cost more. Of sixteens, by which it draws.
-_DRAWN = 2**15 - 16
+# Elements at a time, which stay in the cache. Of sixteens, by which torch draws.
+_DRAWN = 2**17 - 16
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _add_(grads: Grads, draw: Callable[[int, torch.dtype], Tensor], *, most: flo
 
         def add_(piece: Tensor) -> None:
             for part in pieces(piece, size=_DRAWN) if piece.is_cpu else torch.split(piece, CHUNK):
-                part.add_(draw(len(part), part.dtype).to(part.device))
+                add(part, draw(len(part), part.dtype).to(part.device), out=part)
 
         overwrite(grad, add_, index=index, most=largest + most, row_major=True)
 

@@ -22,6 +22,7 @@ TAG, NAME = 3, "grid"
 _WIDTHS = range(2, 17)
 _STEPS = {width: 2 ** (width - 1) - 1 for width in _WIDTHS}
 _PROBED = 32
+_ROOM = {FLOAT32: 1.5 * 2**23, FLOAT64: 1.5 * 2**52}
 # Of the scale: no step of a grid is then so small that some machines take it for zero.
 _LEAST = {FLOAT32: 2.0 ** (-126 + 16), FLOAT64: 2.0 ** (-1022 + 16)}
 
@@ -81,19 +82,17 @@ def _place(levels: Any, steps: int, largest: Any, *, out: Any) -> None:
 
 
 def _codes(block: Bits, fmt: Format, largest: Any, width: int) -> Bits | None:
-    """The codes of a block, in memory that the next call uses again."""
+    """The codes of a block."""
     steps, kind = _STEPS[width], fmt.numbers.type
     levels, placed = (buffer(name, len(block), fmt.numbers) for name in ("levels", "placed"))
     np.multiply(block.view(fmt.numbers), kind(steps / float(largest)), out=levels)
-    np.rint(levels, out=levels)
-    levels += kind(0)  # -0.0 becomes 0.0
+    # So large a number has no room for fractions, and its lowest bits are the whole part.
+    levels += kind(_ROOM[fmt])
+    codes = levels.view(fmt.bits).astype(code_dtype(width))
+    codes += codes.dtype.type(steps)
+    levels -= kind(_ROOM[fmt])  # leaves 0.0, never -0.0
     _place(levels, steps, largest, out=placed)
-    if (placed.view(fmt.bits) != block).any():
-        return None
-    levels += kind(steps)
-    codes: Bits = placed.view(code_dtype(width))[: len(block)]
-    np.copyto(codes, levels, casting="unsafe")
-    return codes
+    return None if (placed.view(fmt.bits) != block).any() else codes
 
 
 def _bits(sample: Sample) -> int | None:

@@ -117,11 +117,13 @@ def _places_by(palette: Bits) -> _Places:
 
 def _by_comparing(palette: Bits, block: Bits) -> tuple[Bits, Bits | None]:
     codes = np.zeros(len(block), dtype=np.uint8)
-    found = np.count_nonzero(block == palette[0])
-    for place in range(1, len(palette)):
-        equal = block == palette[place]
+    equal = buffer("equal", len(block), bool)
+    found = 0
+    for place, value in enumerate(palette):
+        np.equal(block, value, out=equal)
         found += np.count_nonzero(equal)
-        codes = equal.view(np.uint8) if len(palette) == 2 else codes + equal * np.uint8(place)
+        for _ in range(place):  # sums of bytes, which are quicker than products
+            codes += equal.view(np.uint8)
     return codes, None if found == len(block) else block[~np.isin(block, palette)]
 
 

@@ -7,8 +7,8 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 
-from gradguard.wire.blocks import blocks
 from gradguard.wire.formats import FLOAT32, FLOAT64, Bits, Format
 
 _FEW, _MANY = 256, 1024  # values of a short and of a long tensor that are looked at
@@ -71,11 +71,7 @@ class Sample:
         """The largest magnitude of *all* values, or ``None`` if it is zero or not finite."""
         if self.fmt not in (FLOAT32, FLOAT64) or not len(self.whole):
             return None
-        top = self.fmt.numbers.type(0)
-        for at in blocks(len(self.whole)):
-            block = self.whole[at].view(self.fmt.numbers)
-            here = max(block.max(), -block.min())
-            if not here < np.inf:  # infinite or NaN, which numpy's extremes pass on
-                return None
-            top = max(top, here)
-        return top if top > 0 else None
+        # By torch, which finds both at once and on all threads; NaN if there is one.
+        low, high = torch.aminmax(torch.from_numpy(self.whole.view(self.fmt.numbers)))
+        top = torch.maximum(-low, high).numpy()[()]
+        return top if 0 < top < np.inf else None

@@ -42,3 +42,16 @@ def test_one_vector_may_be_read_and_written() -> None:
 def test_an_overflow_is_infinite_and_warns_of_nothing() -> None:
     large = torch.full((3,), 3e38)
     assert bool(add(large, large, out=torch.empty(3)).isinf().all())
+
+
+def test_a_write_is_counted() -> None:
+    grad = torch.ones(3)
+    before = grad._version
+    add(grad.view(-1)[1:], torch.ones(2), out=grad.view(-1)[1:])
+    assert grad._version > before
+
+
+def test_tensors_of_inference_mode_are_written_to_as_well() -> None:
+    with torch.inference_mode():
+        out = torch.ones(2)
+        assert torch.equal(add(out, out, out=out), torch.full((2,), 2.0))
