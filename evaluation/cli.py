@@ -7,22 +7,60 @@ from collections.abc import Callable
 from importlib import metadata
 from typing import Annotated, Any
 
+import click
 import typer
+from typer.core import TyperCommand
 
-from gradguard.evaluation.commands import audit, evaluate, wire
+from gradguard.evaluation.commands import (
+    audit,
+    compare,
+    evaluate,
+    gate,
+    report,
+    scan,
+    search,
+    wire,
+)
 from gradguard.evaluation.errors import UnusableInputError, one_line
 
 UNUSABLE = 2
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate.command,
+    "search": search.command,
+    "report": report.command,
+    "gate": gate.command,
+    "compare": compare.command,
     "audit": audit.command,
+    "scan": scan.command,
     "wire": wire.command,
 }
 """In the order of the help."""
 
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "evaluate": (
+        "gradguard evaluate",
+        "gradguard evaluate study.toml --out results --jobs 2",
+        "gradguard evaluate --data mine.npz --model my_models:make",
+    ),
+    "search": (
+        "gradguard search study.toml --trials 80 --jobs 2",
+        "gradguard search study.toml --max-advantage 0.2 --min-accuracy 0.8",
+        "gradguard search study.toml --resume --max-bytes 10000",
+    ),
+    "report": ("gradguard report results", "gradguard report results --markdown"),
+    "gate": (
+        "gradguard gate results --defense sign --max-advantage 0.2",
+        "gradguard gate results --defense dp --max-advantage 0.2 --min-accuracy 0.8",
+        "gradguard gate results --defense dp --max-advantage 0.2 --format github",
+    ),
+    "compare": ("gradguard compare old/report.json new/report.json --format json",),
+    "audit": ("gradguard audit study.toml --defense dp --draws 500",),
+    "wire": ("gradguard wire message.bin", "gradguard wire message.bin --json"),
+}
+"""Shown at the end of each command's help; a test parses them."""
+
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -45,8 +83,20 @@ def _root(
     """Defend the gradients a client sends, and attack that very defence first."""
 
 
+class Plain(TyperCommand):
+    """A command whose help has no backslash before a bracket, which typer puts there for rich."""
+
+    def get_help(self, ctx: click.Context) -> str:
+        return super().get_help(ctx).replace("\\[", "[")
+
+
+def _epilog(name: str) -> str:
+    # The mark at its head keeps click from filling the lines into a paragraph.
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in EXAMPLES.get(name, ()))
+
+
 for _name, _command in COMMANDS.items():
-    app.command(_name)(_command)
+    app.command(_name, cls=Plain, epilog=_epilog(_name))(_command)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -10,13 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
-from gradguard.evaluation.commands.evaluate import INTERRUPTED
+from gradguard.evaluation.commands.evaluate import INTERRUPTED, STORE, default_jobs
 from gradguard.evaluation.commands.stating import output_checked
 from gradguard.evaluation.decisions.prerequisites import notes
 from gradguard.evaluation.errors import UnusableInputError
-from gradguard.evaluation.evaluate import StoppedStudyError
 from gradguard.evaluation.output import check_writable, write_atomically, write_report
-from gradguard.evaluation.progress import Bar
+from gradguard.evaluation.progress import shown
 from gradguard.evaluation.report import Report
 from gradguard.evaluation.search.measuring import Meter
 from gradguard.evaluation.search.objectives import candidates
@@ -26,7 +25,6 @@ from gradguard.evaluation.study import Study, default_table, read_toml
 from gradguard.evaluation.views.table import make_console
 
 JOURNAL = "search.journal"
-CELLS = "cells"
 FOUND = "search.json"
 
 
@@ -45,8 +43,16 @@ def command(
     ] = None,
     max_bytes: Annotated[float | None, typer.Option(help="The longest message.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides every draw.")] = None,
-    jobs: Annotated[int, typer.Option(help="Processes to work in.")] = 1,
-    backend: Annotated[str, typer.Option(help="Where they run: loky or ray.")] = "loky",
+    jobs: Annotated[
+        int | None, typer.Option(help="Processes to work in. Default: one per core, at most 4.")
+    ] = None,
+    backend: Annotated[
+        str, typer.Option(metavar="loky|ray", help="Processes of this machine, or a Ray cluster.")
+    ] = "loky",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="A running cluster. Default: one of its own."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what is in --out.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for all results.")] = Path("gradguard-search"),
 ) -> None:
@@ -64,7 +70,11 @@ def command(
         "min_accuracy": min_accuracy,
         "max_bytes": max_bytes,
     }
-    options = {"jobs": jobs, "backend": backend}
+    options = {
+        "jobs": default_jobs() if jobs is None else jobs,
+        "backend": backend,
+        "ray_address": ray_address,
+    }
     try:
         code = run_search(study, out=out, seed=seed, resume=resume, limits=limits, options=options)
     except KeyboardInterrupt:
@@ -103,10 +113,7 @@ def run_search(
             f"{out}: holds a search already; go on with it by --resume, or choose another folder "
             "with --out"
         )
-    try:
-        found, report = _searched(study, settings, out, options or {})
-    except StoppedStudyError as stopped:
-        raise (stopped.__cause__ or stopped) from None
+    found, report = _searched(study, settings, out, options or {})
     try:
         paths = [*write_report(report, out), out / FOUND]
         write_atomically(out / FOUND, found.to_json().encode(errors="backslashreplace"))
@@ -130,7 +137,7 @@ def _searched(
     from gradguard.evaluation.search.trials import run_trials
 
     options = options | {"command": ["gradguard", *sys.argv[1:]]}
-    meter = Meter(study, out / CELLS, lambda: Bar(make_console(stderr=True)), options)
+    meter = Meter(study, out / STORE, lambda: shown(make_console(stderr=True)), options)
     same = {
         "seed": study.seed,
         "batch": settings.batch,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -11,11 +10,13 @@ from typing import Any
 
 from gradguard import Defense
 from gradguard.evaluation.errors import UnusableInputError, one_line
-from gradguard.evaluation.evaluate import cells, evaluate
+from gradguard.evaluation.evaluate import evaluate
 from gradguard.evaluation.progress import Progress, Silent
 from gradguard.evaluation.report import Failure, Report
 from gradguard.evaluation.running.bench import Bench, prepare
+from gradguard.evaluation.running.keys import data_digest
 from gradguard.evaluation.running.preflight import check_defenses
+from gradguard.evaluation.running.units import cells
 from gradguard.evaluation.search.objectives import Candidate, candidates
 from gradguard.evaluation.study import Study
 
@@ -28,7 +29,7 @@ class Meter:
     others are measured.
 
     Args:
-        study: Its own defences must be usable.
+        study: Its own defences must be usable. They are part of every report.
         store: Folder for finished cells, which are not computed again.
         progress: Makes one progress for each evaluation.
         options: Further arguments of :func:`gradguard.evaluation.evaluate`.
@@ -49,19 +50,19 @@ class Meter:
     @property
     def data(self) -> str:
         """A digest of the images and labels that candidates are measured on."""
-        digest = hashlib.sha256()
-        for part in (self.bench.data.images, self.bench.data.labels):
-            digest.update(part.numpy().tobytes())
-        return digest.hexdigest()
+        return data_digest(self.bench.data)
 
     def __call__(self, defenses: Sequence[Defense]) -> list[Candidate]:
         """What is measured of each, in their order."""
         return candidates(self.report(defenses), defenses)
 
     def report(self, defenses: Sequence[Defense]) -> Report:
-        """A report on them all; what cannot be used is among its failures."""
+        """A report on the study's defences and on these; its failures have what is unusable."""
         why = {defense.name: self._unusable(defense) for defense in defenses}
         usable = tuple(defense for defense in defenses if why[defense.name] is None)
+        # Of a study without any row nobody could say whether it is the study that is at fault.
+        # What the study has itself was measured with the first batch, and lies in the store.
+        known = tuple(defense for defense in self.study.defenses if defense not in usable)
         failures = tuple(
             Failure(
                 defense=defense.name,
@@ -75,12 +76,10 @@ class Meter:
             for defense in defenses
             if why[defense.name] is not None
         )
-        described = replace(self.study, defenses=tuple(defenses)).to_dict()
-        if not usable:
-            return Report(described, (), failures=failures)
+        described = replace(self.study, defenses=(*known, *defenses)).to_dict()
         with self.progress() as progress:
             report = evaluate(
-                replace(self.study, defenses=usable),
+                replace(self.study, defenses=(*known, *usable)),
                 progress=progress,
                 store=self.store,
                 resume=True,
