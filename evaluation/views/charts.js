@@ -4,10 +4,19 @@ const byId = (id) => document.getElementById(id);
 const data = JSON.parse(byId("data").textContent);
 const interactive = typeof Plotly !== "undefined";
 const MOST_NAMES = 24, MOST_NUMBERS = 900, LINE = 24;
+const drawing = []; // promises of what is being drawn
 let paper = null; // the width of a printed page, while it is printed
 
-const color = (name) =>
-  getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+// Colours come from the style sheet. Each is asked for once in a drawing: every question would make
+// the browser work out the styles of the whole page anew.
+let palette = new Map();
+function color(name) {
+  if (!palette.has(name)) {
+    const styles = getComputedStyle(document.documentElement);
+    palette.set(name, styles.getPropertyValue(`--${name}`).trim());
+  }
+  return palette.get(name);
+}
 const plain = (text) => // what Python escaped for plotly.js, for use anywhere else
   new DOMParser().parseFromString(text, "text/html").documentElement.textContent;
 const escaped = (text) =>
@@ -58,7 +67,7 @@ function layoutOf(figure, changes) {
 
 function plot(div, traces, layout) {
   const config = { displaylogo: false, displayModeBar: false };
-  Plotly.react(div, traces, { ...layout, width: width(div) }, config);
+  drawing.push(Plotly.react(div, traces, { ...layout, width: width(div) }, config));
   if (div.clicked) return;
   div.clicked = true;
   div.on("plotly_click", (event) => {

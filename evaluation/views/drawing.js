@@ -25,6 +25,7 @@ function fillTable(name, content) {
 }
 
 function drawAll(keep) {
+  palette = new Map();
   drawScatter(keep);
   fillTable("heat_map", drawHeatMap(keep));
   for (const axis of Object.keys(data.charts.dots)) fillTable(`dots-${axis}`, drawDots(axis, keep));

@@ -31,6 +31,6 @@ def spread(wanted: Sequence[float], *, gap: float, low: float, high: float) -> l
     return placed
 
 
-def short(name: str) -> str:
+def short(name: str, most: int = 32) -> str:
     """A name cut to the width that a plot has beside it."""
-    return name if len(name) <= 32 else f"{name[:31]}…"
+    return name if len(name) <= most else f"{name[: most - 1]}…"

@@ -47,7 +47,8 @@ def draw(report: Report) -> dict[str, bytes]:
 
 def _panel(axes: Axes, rows: Sequence[Row]) -> None:
     words = cell_words(rows[0])
-    axes.set_title(words[0].upper() + words[1:], loc="left", fontsize=11)
+    # A title that is wider than the picture would leave no room for the plot.
+    axes.set_title(short(words[0].upper() + words[1:], 90), loc="left", fontsize=11)
     blind = 100 * sum(row.blind_asr for row in rows) / len(rows)
     axes.axhline(blind, color=_BLIND, linestyle="--", linewidth=1)
     axes.text(25, blind - 4, "blind guess", color=_BLIND, fontsize=8)

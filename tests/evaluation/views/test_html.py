@@ -187,7 +187,8 @@ def test_without_plotly_the_page_says_so_and_shows_the_still_picture() -> None:
 
 
 def test_plots_are_images_and_reproducible() -> None:
-    original = report(row(), row(stage="trained", defense="<b>", accuracy_ci=None))
+    long = row(stage="trained", composition="x" * 400, defense="<b>", accuracy_ci=None)
+    original = report(row(), long)
     found = draw(original)
     assert found["png"].startswith(b"\x89PNG")
     ElementTree.fromstring(found["svg"])
