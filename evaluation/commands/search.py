@@ -55,6 +55,12 @@ def command(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what is in --out.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for all results.")] = Path("gradguard-search"),
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Only the recommendation, in one line.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print search.json, and nothing else.")
+    ] = False,
 ) -> None:
     """Search the parameters of defences; recommend one. Exit code 1: none is good enough.
 
@@ -76,7 +82,16 @@ def command(
         "ray_address": ray_address,
     }
     try:
-        code = run_search(study, out=out, seed=seed, resume=resume, limits=limits, options=options)
+        code = run_search(
+            study,
+            out=out,
+            seed=seed,
+            resume=resume,
+            quiet=quiet,
+            as_json=as_json,
+            limits=limits,
+            options=options,
+        )
     except KeyboardInterrupt:
         typer.echo(f"gradguard: interrupted; go on with --resume --out {out}", err=True)
         code = INTERRUPTED
@@ -91,6 +106,8 @@ def run_search(
     out: Path,
     seed: int | None = None,
     resume: bool = False,
+    quiet: bool = False,
+    as_json: bool = False,
     limits: dict[str, Any] | None = None,
     options: dict[str, Any] | None = None,
 ) -> int:
@@ -113,7 +130,8 @@ def run_search(
             f"{out}: holds a search already; go on with it by --resume, or choose another folder "
             "with --out"
         )
-    found, report = _searched(study, settings, out, options or {})
+    silent = quiet or as_json
+    found, report = _searched(study, settings, out, silent=silent, options=options or {})
     try:
         paths = [*write_report(report, out), out / FOUND]
         write_atomically(out / FOUND, found.to_json().encode(errors="backslashreplace"))
@@ -124,20 +142,31 @@ def run_search(
         ) from error
     console = make_console()
     with output_checked():
-        print_found(found, console)
-        console.print(f"Written: {', '.join(map(str, paths))}", soft_wrap=True, markup=False)
+        if as_json:
+            print(found.to_json(), end="", flush=True)
+        elif quiet:
+            print(found.recommendation.sentence, flush=True)
+        else:
+            print_found(found, console)
+            console.print(f"Written: {', '.join(map(str, paths))}", soft_wrap=True, markup=False)
     return 1 if found.recommendation.use is None else 0
 
 
 def _searched(
-    study: Study, settings: SearchSettings, out: Path, options: dict[str, Any]
+    study: Study, settings: SearchSettings, out: Path, *, silent: bool, options: dict[str, Any]
 ) -> tuple[Found, Report]:
     # Optuna takes a second to load, and a mistyped option should not wait for it.
     from gradguard.evaluation.search.journal import Journal
     from gradguard.evaluation.search.trials import run_trials
 
     options = options | {"command": ["gradguard", *sys.argv[1:]]}
-    meter = Meter(study, out / STORE, lambda: shown(make_console(stderr=True)), options)
+    console = make_console(stderr=True)
+    meter = Meter(study, out / STORE, lambda: shown(console, quiet=silent), options)
+
+    def told(done: int) -> None:
+        if not silent:
+            console.print(f"gradguard: {done} of {settings.trials} candidates", highlight=False)
+
     same = {
         "seed": study.seed,
         "batch": settings.batch,
@@ -148,12 +177,7 @@ def _searched(
     out.mkdir(parents=True, exist_ok=True)
     with Journal(out / JOURNAL, space=settings.space, settings=same) as journal:
         defenses = run_trials(
-            settings,
-            study.defenses,
-            measure=meter,
-            journal=journal,
-            seed=study.seed,
-            told=lambda done: typer.echo(f"{done} of {settings.trials} candidates", err=True),
+            settings, study.defenses, measure=meter, journal=journal, seed=study.seed, told=told
         )
         report = meter.report(defenses)
     bare = next((defense.name for defense in study.defenses if is_bare(defense)), None)

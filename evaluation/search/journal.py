@@ -50,6 +50,7 @@ class Journal(AbstractContextManager["Journal"]):
 
     - a trial is there with all its values or not at all, whenever the process is killed;
     - a journal of other settings or another space is refused;
+    - one that is closed without a trial is removed;
     - two processes do not write to one journal (where the system has file locks).
 
     Args:
@@ -79,6 +80,9 @@ class Journal(AbstractContextManager["Journal"]):
         return self
 
     def __exit__(self, *_: object) -> None:
+        if not self._study.get_trials(deepcopy=False):
+            # Of a search that could not begin, nothing is to stand in the way of the next.
+            self._path.unlink(missing_ok=True)
         self._file.close()
 
     def tried(self) -> list[Tried]:

@@ -54,16 +54,23 @@ def test_the_journal_is_json_line_by_line(tmp_path: Path) -> None:
 
 
 def test_a_search_with_another_setting_is_refused(tmp_path: Path) -> None:
-    with Journal(tmp_path / "j", space=SPACE, settings={"seed": 1, "batch": 4}):
-        pass
+    with Journal(tmp_path / "j", space=SPACE, settings={"seed": 1, "batch": 4}) as journal:
+        journal.tell(POINTS[0], (0.0, 0.0, 0.0))
     with pytest.raises(UnusableInputError, match="another batch"):
         Journal(tmp_path / "j", space=SPACE, settings={"seed": 1, "batch": 8})
 
 
 def test_settings_may_be_anything_that_json_can_write(tmp_path: Path) -> None:
     for _ in range(2):
-        with Journal(tmp_path / "j", space=SPACE, settings={"a": (1, 2), "b": {"c": 0.1}}):
-            pass
+        settings = {"a": (1, 2), "b": {"c": 0.1}}
+        with Journal(tmp_path / "j", space=SPACE, settings=settings) as journal:
+            journal.tell(POINTS[0], (0.0, 0.0, 0.0))
+
+
+def test_a_journal_without_a_trial_is_removed(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j", space=SPACE, settings={}):
+        assert (tmp_path / "j").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_trials_of_another_space_are_refused(tmp_path: Path) -> None:

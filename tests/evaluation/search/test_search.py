@@ -9,10 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tomli_w
 
 from gradguard.evaluation import read_report
+from gradguard.evaluation.commands.search import chosen
 from gradguard.evaluation.decisions.gate import judge
 from tests.evaluation.examples import run, study_with, write_npz
 
@@ -57,7 +59,7 @@ def test_a_search_ends_with_a_table_a_recommendation_and_a_report(
     found = json.loads((OUT / "search.json").read_text())
     assert found["recommendation"]["sentence"] in " ".join(said.out.split())
     told = [line for line in said.err.splitlines() if line.endswith(" candidates")]
-    assert told == ["3 of 6 candidates", "6 of 6 candidates"]
+    assert told == ["gradguard: 3 of 6 candidates", "gradguard: 6 of 6 candidates"]
     names = [candidate["name"] for candidate in found["candidates"]]
     assert names[0] == "none"
     assert len(names) == 7
@@ -88,7 +90,11 @@ def test_a_search_that_was_killed_is_gone_on_with(tmp_path: Path) -> None:
     code = "from gradguard.evaluation.cli import main; main()"
     command = [sys.executable, "-c", code, "search", str(study), "--out", "parts", "--resume"]
     command += ["--jobs", "1"]
-    for batches, later in ((0, 0.3), (1, 0.1)):
+    for batches, later, by in (
+        (0, 0.3, signal.SIGKILL),
+        (1, 0.1, signal.SIGKILL),
+        (1, 0.0, signal.SIGINT),
+    ):
         started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert started.stderr is not None
         # The first line is of the first batch's progress.
@@ -96,9 +102,10 @@ def test_a_search_that_was_killed_is_gone_on_with(tmp_path: Path) -> None:
             if not batches or line.endswith(" candidates\n"):
                 break
         time.sleep(later)
-        started.send_signal(signal.SIGKILL)
-        started.communicate()
-        assert started.returncode == -signal.SIGKILL
+        started.send_signal(by)
+        _, said = started.communicate()
+        assert started.returncode == (130 if by == signal.SIGINT else -by)
+        assert (said == "") or "Traceback" not in said
     assert run("search", study, "--out", "parts", "--resume", "--jobs", "1") == 0
     assert outcome(Path("parts")) == outcome(Path("whole"))
 
@@ -111,6 +118,24 @@ def test_a_longer_search_goes_on_with_a_shorter_one(tmp_path: Path) -> None:
     assert run("search", study, "--resume", "--jobs", "1") == 0
     assert len(outcome(OUT)) > len(shorter)
     assert [c["name"] for c in outcome(OUT)][: len(shorter)] == [c["name"] for c in shorter]
+
+
+@pytest.mark.slow
+def test_json_and_quiet_say_the_same_in_their_ways(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = write_study(tmp_path, SEARCH | {"trials": 1})
+    assert run("search", study, "--jobs", "1", "--json") == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert said.out == (OUT / "search.json").read_text()
+    assert run("search", study, "--jobs", "1", "--quiet", "--resume") == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert (
+        said.out
+        == json.loads((OUT / "search.json").read_text())["recommendation"]["sentence"] + "\n"
+    )
 
 
 @pytest.mark.slow
@@ -140,9 +165,16 @@ def test_a_candidate_that_cannot_be_used_is_shown_as_failed_and_the_others_go_on
     assert {failure.defense for failure in failures} <= {"noise 1e+37"}
 
 
-def test_without_a_study_the_conditions_are_those_of_evaluate() -> None:
-    from gradguard.evaluation.commands.search import chosen
+def test_the_example_can_be_searched() -> None:
+    example = Path(__file__).parents[3] / "examples" / "search.toml"
+    study, settings = chosen(example, seed=None, limits={"trials": 3})
+    assert [defense.name for defense in study.defenses] == ["none", "sign"]
+    assert settings.trials == 3
+    assert settings.constraints.max_advantage is not None
+    assert sum(len(kind.ranges) for kind in settings.space.kinds) > len(settings.space.kinds)
 
+
+def test_without_a_study_the_conditions_are_those_of_evaluate() -> None:
     study, settings = chosen(None, seed=3, limits={})
     assert [defense.name for defense in study.defenses] == ["none"]
     assert (study.seed, len(settings.space.kinds)) == (3, 6)
@@ -194,6 +226,17 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_written(
     assert list(Path.cwd().iterdir()) == []
 
 
+@pytest.mark.slow
+def test_a_search_that_could_not_begin_is_not_in_the_way(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sections = {"training": {"learning_rate": 1e20}, "attack": {"stages": ["trained"]}}
+    assert run("search", write_study(tmp_path, **sections), "--jobs", "1") == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("gradguard: training diverges")
+    study = write_study(tmp_path, SEARCH | {"trials": 1})
+    assert run("search", study, "--jobs", "1") == 0
+
+
 def test_a_search_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     OUT.mkdir()
     (OUT / "search.journal").write_text("precious\n")
@@ -207,8 +250,6 @@ def test_other_data_is_another_search(tmp_path: Path, capsys: pytest.CaptureFixt
     path = write_npz(tmp_path / "mine.npz")
     study = write_study(tmp_path, SEARCH | {"trials": 1}, data={"path": "mine.npz"})
     assert run("search", study, "--jobs", "1") == 0
-    import numpy as np
-
     write_npz(path, labels=np.arange(200)[::-1] % 4)
     assert run("search", study, "--jobs", "1", "--resume") == 2
     assert "another data" in capsys.readouterr().err
