@@ -15,7 +15,7 @@ class Leakage:
 
     Args:
         step: Calls of :meth:`Monitor.check` before this one.
-        attack: The worst attacker, chosen on calibration messages.
+        attack: The best attacker that looks, chosen on calibration messages.
         asr, ci: The share of the labels that it reads of simulated messages.
         blind_asr: The share that the best blind guess gets.
         advantage, advantage_ci: How far above that it is; 1 is every label.

@@ -47,7 +47,8 @@ class Played:
     Args:
         fitted: The attackers that could be mounted, by name.
         skipped: Why the others could not.
-        worst: The best on calibration messages, blind guesses included.
+        worst: The best on calibration messages of those that look. A blind guess is above itself
+            by nothing, with an interval of no width: chosen, it would hide how little is known.
         scored: Success rates on scored messages, shape ``(messages,)``, by attacker.
         answers: What the worst attacker answered to them, counts ``(messages, classes)``.
         truth: What was true, ``(messages, classes)``.
@@ -145,7 +146,7 @@ def play(
         raise UnusableInputError(
             f"no attack could be mounted, so nothing was measured: {'; '.join(skipped.values())}"
         )
-    worst = worst_attack({name: chosen[name] for name in scored})
+    worst = worst_attack({name: chosen[name] for name in scored if name not in BASELINE_NAMES})
     able = {name: attack for name, attack in fitted.items() if name in scored}
     return Played(able, skipped, worst, scored, answers[worst], truth, derive(known.seed, "ci"))
 

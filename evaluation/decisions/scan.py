@@ -64,7 +64,8 @@ class Scan:
     Args:
         answers: Of every attacker that could be mounted, blind guesses among them.
         skipped: Why the others could not.
-        worst: The best attacker on calibration messages; ``None`` where nothing was measured.
+        worst: The best attacker on calibration messages, of those that look; ``None`` where nothing
+            was measured.
         classes: What the worst attacker answers class by class, and how far that is to be believed.
         unlike: In what the message is unlike all simulated ones; see :class:`Likeness`.
         notes: What else a reader has to know.

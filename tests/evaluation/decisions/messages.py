@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gradguard import Defense
-from gradguard.evaluation import Data, load_digits
+from gradguard.evaluation import load_digits
 
 NONE = Defense("none", transform=[])
 DIGITS = load_digits()
@@ -36,4 +36,3 @@ def message(
 ) -> dict[str, Tensor]:
     """What one client sends."""
     return defense.client(model, batch_size=number, seed=5)(*victims(number, start))
-
