@@ -121,8 +121,10 @@ def evaluate(
         raise unknown("backend", str(backend), BACKENDS)
     progress = Silent() if progress is None else progress
     start, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
-    with one_thread(), _folder(store) as folder:
+    # Before the folder is made: a study that cannot be used leaves nothing behind.
+    with one_thread():
         bench = prepare(study, data=data, factory=factory)
+    with one_thread(), _folder(store) as folder:
         made = Keys(bench)
         keys = {unit: made.of(unit) for task in tasks_of(study, jobs=1) for unit in task}
 

@@ -53,7 +53,7 @@ def shown(console: Console, *, quiet: bool = False) -> AbstractContextManager[Pr
 
 
 class Lines:
-    """A plain line now and then, for logs: at the start, every 30 seconds, and at the end.
+    """A plain line every 30 seconds, for logs; nothing about what is over before the first.
 
     Args:
         clock: Seconds that have passed.
@@ -64,21 +64,21 @@ class Lines:
         self._total = self._done = 0
         self._what = ""
         self._start = self._said = clock()
+        self._spoken = False
 
     def begin(self, total: int) -> None:
         self._total, self._start = total, self._clock()
-        self._say()
 
     def doing(self, what: str) -> None:
         self._what = what
 
     def advance(self) -> None:
         self._done += 1
-        if self._clock() - self._said >= SECONDS or self._done == self._total:
+        if self._clock() - self._said >= SECONDS or (self._spoken and self._done == self._total):
             self._say()
 
     def _say(self) -> None:
-        self._said = self._clock()
+        self._said, self._spoken = self._clock(), True
         taken = self._said - self._start
         words = f"gradguard: {self._done} of {self._total} done"
         if self._done == self._total:

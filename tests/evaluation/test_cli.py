@@ -115,7 +115,8 @@ def check_refused(code: int, said: Any, fragment: str) -> None:
     assert len(said.err.splitlines()) == 1
     assert said.err.startswith("gradguard: ")
     assert fragment in said.err
-    assert list(Path.cwd().iterdir()) == []
+    # Units that were finished before a study turned out to be unusable may stay.
+    assert [p for p in Path.cwd().rglob("*") if p.is_file() and "cells" not in p.parts] == []
 
 
 @pytest.mark.parametrize("case", sorted(BAD_STUDIES))
@@ -271,13 +272,13 @@ def interrupt_after(
 
 
 @pytest.mark.slow
-def test_ctrl_c_before_the_first_row_writes_nothing(tmp_path: Path) -> None:
+def test_ctrl_c_before_the_first_row_writes_no_report(tmp_path: Path) -> None:
     done = interrupt_after(2, write_study(tmp_path, model={}, training={"steps": 10**7}))
     assert done.returncode == 130
     assert done.stdout == ""
-    assert done.stderr.endswith("nothing was written\n")
+    assert "--resume goes on from there" in done.stderr
     assert len(done.stderr.splitlines()) == 1
-    assert not Path("gradguard-report").exists()
+    assert not Path("gradguard-report/report.json").exists()
 
 
 @pytest.mark.slow
@@ -289,7 +290,8 @@ def test_ctrl_c_and_sigterm_keep_what_was_finished(tmp_path: Path, jobs: int, by
     study = write_study(tmp_path, model={}, attack={"compositions": many})
     done = interrupt_after(60 * jobs, study, jobs=jobs, by=by)
     assert done.returncode == 130
-    assert done.stderr == ""
+    assert "--resume goes on from there" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
     assert "Interrupted: only the finished rows are shown." in done.stdout
     report = read_report(Path("gradguard-report/report.json"))
     assert not report.complete

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,25 +10,25 @@ import pytest
 import torch
 from torch import nn
 
+from gradguard import Defense, Grads, State
 from gradguard.attacks import ADAPTIVE, BASELINES, PUBLISHED
 from gradguard.attacks.threat import FittedAttack, Knowledge, NotApplicableError, Observation
 from gradguard.evaluation import (
     InterruptedStudyError,
     Report,
     Row,
-    StoppedStudyError,
     Study,
     UnusableInputError,
     evaluate,
     load_digits,
 )
 from gradguard.evaluation.attackers import attack_name
-from gradguard.evaluation.evaluate import cells
 from gradguard.evaluation.models import mlp
 from gradguard.evaluation.progress import Silent
 from gradguard.evaluation.running.bench import Bench, Cell, prepare
 from gradguard.evaluation.running.cell import attack_cell
 from gradguard.evaluation.running.rows import worst_attack
+from gradguard.evaluation.running.units import cells
 from gradguard.evaluation.study import default_table
 from gradguard.evaluation.training import train
 from tests.evaluation.examples import STUDY, study_with
@@ -119,9 +120,9 @@ class StopsAfter(Silent):
 
 
 def test_an_interruption_keeps_the_finished_rows(small: Report) -> None:
-    # Per defence two training runs and, for two seeds, three attacks: the second is cut short.
+    # Per defence two training runs and a weighing; then for each seed both defences are attacked.
     with pytest.raises(InterruptedStudyError) as caught:
-        evaluate(Study.from_dict(STUDY), progress=StopsAfter(10))
+        evaluate(Study.from_dict(STUDY), progress=StopsAfter(8))
     report = caught.value.report
     assert not report.complete
     assert timeless(report) == timeless(small)[:1]
@@ -313,22 +314,39 @@ def test_dropout_is_repeatable_and_does_not_depend_on_the_order_of_work() -> Non
     assert timeless(evaluate(alone, factory=with_dropout)) == timeless(first)[1:]
 
 
-class BreaksAfter(StopsAfter):
-    def advance(self) -> None:
-        try:
-            super().advance()
-        except KeyboardInterrupt:
-            raise ValueError("broken") from None
+class FailsLater:
+    """Works when it is tried out, and raises after some messages."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def init(self, params: Sequence[torch.Tensor]) -> State:
+        return {}
+
+    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyError("lost")
+        return grads, state
 
 
-def test_a_failure_keeps_the_finished_rows_and_its_cause(small: Report) -> None:
-    with pytest.raises(StoppedStudyError) as caught:
-        evaluate(Study.from_dict(STUDY), progress=BreaksAfter(10))
-    assert isinstance(caught.value.__cause__, ValueError)
-    assert not caught.value.report.complete
-    assert timeless(caught.value.report) == timeless(small)[:1]
-    with pytest.raises(ValueError, match="broken"):
-        evaluate(Study.from_dict(STUDY), progress=BreaksAfter(2))
+def test_a_row_that_fails_says_why_and_the_others_are_made(small: Report) -> None:
+    fails = Defense("fails", transform=FailsLater(12))
+    study = Study.from_dict(STUDY)
+    study = replace(study, defenses=(study.defenses[0], fails, study.defenses[1]))
+    report = evaluate(study)
+    assert timeless(report) == timeless(small)
+    assert report.complete
+    [failure] = report.failures
+    assert (failure.defense, failure.stage, failure.batch_size) == ("fails", "init", 4)
+    assert failure.why == "KeyError: 'lost'"
+    assert Report.from_json(report.to_json()).failures == report.failures
+
+
+def test_where_no_row_can_be_made_the_first_reason_is_raised() -> None:
+    study = replace(Study.from_dict(STUDY), defenses=(Defense("f", transform=FailsLater(12)),))
+    with pytest.raises(UnusableInputError, match="KeyError: 'lost'"):
+        evaluate(study)
 
 
 def test_a_layer_that_cannot_train_on_the_smallest_batch_is_refused_before_any_work() -> None:

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from gradguard.evaluation.progress import Bar
+from gradguard.evaluation.progress import Bar, Lines, shown
 
 
 def test_the_name_of_a_defence_is_not_taken_for_markup() -> None:
@@ -14,3 +14,58 @@ def test_the_name_of_a_defence_is_not_taken_for_markup() -> None:
         bar.doing("[/b]: training")
         bar.advance()
     assert "[/b]: training" in stream.getvalue()
+
+
+def test_a_bar_says_how_many_are_done_and_how_fast() -> None:
+    stream = io.StringIO()
+    with Bar(Console(file=stream, force_terminal=True, width=120)) as bar:
+        bar.begin(5)
+        bar.advance()
+        bar.advance()
+    assert "2/5" in stream.getvalue()
+    assert "/min" in stream.getvalue()
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def told(seconds_each: float, *, pieces: int = 10) -> list[str]:
+    stream, clock = io.StringIO(), Clock()
+    lines = Lines(Console(file=stream, width=60), clock=clock)
+    lines.begin(pieces)
+    for piece in range(pieces):
+        lines.doing(f"[b]defence {piece}: attacks")
+        clock.now += seconds_each
+        lines.advance()
+    return stream.getvalue().splitlines()
+
+
+def test_a_log_gets_a_line_every_thirty_seconds_and_one_at_the_end() -> None:
+    assert told(12) == [
+        "gradguard: 3 of 10 done, 5 a minute, about 1 min 24 s left; [b]defence 2: attacks",
+        "gradguard: 6 of 10 done, 5 a minute, about 48 s left; [b]defence 5: attacks",
+        "gradguard: 9 of 10 done, 5 a minute, about 12 s left; [b]defence 8: attacks",
+        "gradguard: 10 of 10 done in 2 min 0 s",
+    ]
+
+
+def test_what_is_quickly_over_is_not_spoken_of() -> None:
+    assert told(1) == []
+
+
+def test_quiet_says_nothing_and_a_pipe_gets_no_bar() -> None:
+    stream = io.StringIO()
+    with shown(Console(file=stream, force_terminal=True), quiet=True) as progress:
+        progress.begin(1)
+        progress.doing("x")
+        progress.advance()
+    assert stream.getvalue() == ""
+    with shown(Console(file=stream)) as progress:
+        assert isinstance(progress, Lines)
+    with shown(Console(file=stream, force_terminal=True)) as progress:
+        assert isinstance(progress, Bar)

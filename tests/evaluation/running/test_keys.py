@@ -1,0 +1,152 @@
+"""Content hashes: what must change them, and what must not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from gradguard import Defense, Grads, Identity, State
+from gradguard.evaluation import Data, Study, load_digits
+from gradguard.evaluation.models import mlp
+from gradguard.evaluation.running import keys as module
+from gradguard.evaluation.running.bench import Cell, prepare
+from gradguard.evaluation.running.keys import Keys
+from gradguard.evaluation.running.units import Attacked, Trained, Undefended, Unit, Weighed
+from tests.evaluation.examples import STUDY, study_with
+
+CELL = Cell("init", "skewed", 4)
+UNITS: tuple[Unit, ...] = (
+    Attacked("none", CELL, 0),
+    Trained("none", 0),
+    Weighed("none"),
+    Undefended(0),
+)
+
+
+def keys_of(table: dict[str, Any] = STUDY, **options: Any) -> list[str]:
+    made = Keys(prepare(Study.from_dict(table), **options))
+    return [made.of(unit) for unit in UNITS]
+
+
+def test_hashes_are_the_same_every_time_and_different_for_every_unit() -> None:
+    assert keys_of() == keys_of()
+    assert len(set(keys_of())) == len(UNITS)
+    made = Keys(prepare(Study.from_dict(study_with(attack={"batch_sizes": [4, 8]}))))
+    units: list[Unit] = [
+        *(
+            Attacked("none", Cell("init", "skewed", 4, rounds), r)
+            for rounds in (1, 2)
+            for r in (0, 1)
+        ),
+        *(Attacked(name, CELL, 0) for name in ("top-k",)),
+        *(
+            Attacked("none", cell, 0)
+            for cell in (Cell("init", "skewed", 8), Cell("init", "iid", 4))
+        ),
+        *(Trained("none", 1), Trained("top-k", 0), Weighed("top-k"), Undefended(1)),
+    ]
+    assert len({made.of(unit) for unit in units}) == len(units)
+
+
+def test_other_defences_and_cells_change_no_hash() -> None:
+    more = [{"name": "new", "transform": ["Sign"]}, *reversed(STUDY["defense"])]
+    assert keys_of(study_with(defense=more)) == keys_of()
+    wider = {"batch_sizes": [8, 4], "compositions": ["iid", "skewed"], "rounds": [1, 5]}
+    assert keys_of(study_with(attack=wider)) == keys_of()
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "seed": {"seed": 1},
+    "model": {"model": {"name": "lenet"}},
+    "steps": {"training": {"steps": 5}},
+    "label smoothing": {"training": {"label_smoothing": 0.1}},
+    "split": {"data": {"client_fraction": 0.6}},
+}
+
+
+@pytest.mark.parametrize("change", sorted(CHANGES))
+def test_what_all_results_depend_on_changes_every_hash(change: str) -> None:
+    changed = keys_of(study_with(**CHANGES[change]))
+    assert not set(changed) & set(keys_of())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"trials": 8}, {"calibration": 8}, {"simulated": 50, "attackers": "all"},
+     {"participation": 0.5}, {"attackers": ["LLG", "BiasCount"]}, {"auxiliary_shift": "blur"}],
+    ids=str,
+)  # fmt: skip
+def test_settings_of_the_attack_change_the_attack_alone(change: dict[str, Any]) -> None:
+    attacked, *others = keys_of(study_with(attack=change))
+    assert attacked != keys_of()[0]
+    assert others == keys_of()[1:]
+
+
+def test_one_image_one_label_and_one_weight_change_every_hash() -> None:
+    data = load_digits()
+    images, labels = data.images.clone(), data.labels.clone()
+    images[17, 0, 3, 3] += 1e-6
+    assert not set(keys_of(data=replace(data, images=images))) & set(keys_of())
+    labels[17] = (labels[17] + 1) % 10
+    assert not set(keys_of(data=replace(data, labels=labels))) & set(keys_of())
+    assert keys_of(data=Data("another name", data.images, data.labels, 10)) == keys_of()
+
+    def nudged(shape: tuple[int, ...], classes: int) -> nn.Module:
+        model = mlp(shape, classes)
+        with torch.no_grad():
+            next(model.parameters()).view(-1)[0] += 1e-6
+        return model
+
+    assert not set(keys_of(factory=nudged)) & set(keys_of(factory=mlp))
+
+
+def test_sources_and_versions_change_every_hash(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = keys_of()
+    changes: list[tuple[str, Callable[[], Any]]] = [
+        ("sources_digest", lambda: "other"),
+        ("versions", lambda: {"torch": "0"}),
+    ]
+    for name, other in changes:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, other)
+            assert not set(keys_of()) & set(before)
+
+
+def test_the_sources_of_all_three_packages_count() -> None:
+    import gradguard
+
+    root = module.Path(gradguard.__file__).parent
+    found = {str(path.relative_to(root)) for path in module._python_files(root)}
+    assert {"core.py", "attacks/llg.py", "evaluation/running/keys.py"} <= found
+
+
+class Own:
+    """A transform of a user's own, which no file can name."""
+
+    def __init__(self, strength: float) -> None:
+        self.strength = strength
+
+    def init(self, params: object) -> State:
+        return {}
+
+    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        return grads, state
+
+    def __repr__(self) -> str:
+        return "Own()"
+
+
+def test_a_transform_of_ones_own_counts_with_its_settings() -> None:
+    study = Study.from_dict(STUDY)
+
+    def key(transform: Any) -> str:
+        defenses = (Defense("none", transform=transform), *study.defenses[1:])
+        return Keys(prepare(replace(study, defenses=defenses))).of(Trained("none", 0))
+
+    assert key(Own(1.0)) == key(Own(1.0)) != key(Own(2.0))
+    assert key(Identity()) not in (key(Own(1.0)), key(Own(2.0)))
