@@ -45,26 +45,27 @@ def thin_out(runs: list[Run], like: Sequence[Tensor], count: int, high: Any) -> 
     """
     if sum(len(run.positions) for run in runs) <= count:
         return 0.0
-    magnitudes = [np.abs(run.values) for run in runs]
-    smallest = _kth_largest(magnitudes, count, high) if count else math.inf
-    stays = [m >= smallest for m in magnitudes]
+    smallest = _kth_largest(runs, count, high) if count else math.inf
+    stays = [np.abs(run.values) >= smallest for run in runs]
     surplus = sum(map(np.count_nonzero, stays)) - count
     if surplus:
-        ties = [m == smallest for m in magnitudes]
-        _lowest(runs, like, ties, sum(map(np.count_nonzero, ties)) - surplus)
-        stays = [(m > smallest) | tie for m, tie in zip(magnitudes, ties, strict=True)]
+        ties = [np.abs(run.values) == smallest for run in runs]
+        room = sum(map(np.count_nonzero, ties)) - surplus
+        stays = [kept & ~tie for kept, tie in zip(stays, ties, strict=True)]
+        _lowest(runs, like, ties, room)
+        stays = [kept | tie for kept, tie in zip(stays, ties, strict=True)]
     for run, kept in zip(runs, stays, strict=True):
         run.keep(kept)
     return float(smallest)
 
 
-def _kth_largest(magnitudes: list[NDArray[Any]], count: int, high: Any) -> Any:
+def _kth_largest(runs: list[Run], count: int, high: Any) -> Any:
     # A numpy number, of a dtype that holds every magnitude: rounded, it would make or lose ties.
     # What lies above the bracket needs no ranking: of many candidates that leaves a few.
-    below = [m[m < high] for m in magnitudes]
-    surely = sum(map(len, magnitudes)) - sum(map(len, below))
+    below = [m[m < high] for m in (np.abs(run.values) for run in runs)]
+    surely = sum(len(run.values) for run in runs) - sum(map(len, below))
     if surely >= count:
-        return _kth_largest(magnitudes, count, math.inf)
+        return _kth_largest(runs, count, math.inf)
     unsure = np.concatenate(below)
     at = len(unsure) - (count - surely)
     return np.partition(unsure, at)[at]

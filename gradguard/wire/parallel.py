@@ -1,7 +1,8 @@
 """Tensors side by side on as many threads as torch may use.
 
-numpy works on one thread and lets others run meanwhile. Threads are started for every call: a pool
-that is kept would be a dead one in a process that was forked.
+Only a reader does so. numpy works on one thread and lets others run meanwhile, but a writer's loops
+are too short for that. Threads are started for every call: a pool that is kept would be a dead one
+in a process that was forked.
 """
 
 from __future__ import annotations
