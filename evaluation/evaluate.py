@@ -119,6 +119,8 @@ def evaluate(
         raise UnusableInputError(f"jobs must be a whole number of at least 1, got {jobs!r}")
     if backend not in BACKENDS:
         raise unknown("backend", str(backend), BACKENDS)
+    if ray_address is not None and backend != "ray":
+        raise UnusableInputError("an address of a Ray cluster goes with the backend 'ray'")
     progress = Silent() if progress is None else progress
     start, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
     # Before the folder is made: a study that cannot be used leaves nothing behind.

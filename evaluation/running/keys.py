@@ -28,6 +28,9 @@ from gradguard.evaluation.data import Data
 from gradguard.evaluation.running.bench import Bench
 from gradguard.evaluation.running.units import Attacked, Trained, Undefended, Unit, Weighed
 
+READERS = ("__pycache__", "views", "commands", "decisions", "search")
+"""Folders without a part in any result."""
+
 PACKAGES = ("torch", "numpy", "scipy", "opacus", "scikit-learn")
 
 
@@ -121,7 +124,7 @@ def model_digest(model: nn.Module) -> str:
 
 @cache
 def sources_digest() -> str:
-    """All of gradguard's modules, attacks and evaluation included."""
+    """All of gradguard's modules but those that only read reports."""
     root = Path(gradguard.__file__).parent
     return digest(*_sources(root))
 
@@ -153,7 +156,7 @@ def _sources(root: Path) -> Iterator[bytes]:
 def _python_files(folder: Path) -> Iterator[Path]:
     # Not rglob: in a checkout two of the packages are symbolic links, which it does not follow.
     for path in folder.iterdir():
-        if path.is_dir() and path.name != "__pycache__":
+        if path.is_dir() and path.name not in READERS:
             yield from _python_files(path)
         elif path.suffix in (".py", ".toml"):
             yield path

@@ -1,0 +1,139 @@
+"""The same rows wherever they are computed, and what happens to a worker that dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gradguard import Defense, Grads, State
+from gradguard.evaluation import Report, Study, UnusableInputError, evaluate
+from gradguard.evaluation.running.store import LOG
+from tests.evaluation.examples import STUDY, study_with
+
+
+def timeless(report: Report) -> list[Any]:
+    return [replace(row, step_overhead=1.0) for row in report.rows]
+
+
+def computed(store: Path) -> Counter[str]:
+    """How often each unit was computed, by its hash."""
+    lines = [json.loads(line) for line in (store / LOG).read_text().splitlines()]
+    return Counter(line["key"] for line in lines)
+
+
+def noisy() -> Study:
+    noise = {"name": "noise", "transform": [{"AddGaussian": {"stddev": 0.01}}]}
+    attack = {"stages": ["init", "trained"], "attackers": ["LLG", "TemplateRegression(all)"]}
+    attack |= {"simulated": 40}
+    return Study.from_dict(study_with(attack=attack, defense=[*STUDY["defense"], noise]))
+
+
+@pytest.fixture(scope="module")
+def here() -> list[Any]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)  # which sums in another order, if it is let
+    try:
+        return timeless(evaluate(noisy()))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", [2, 3])
+def test_processes_give_the_rows_of_one_process(here: list[Any], jobs: int, tmp_path: Path) -> None:
+    assert timeless(evaluate(noisy(), jobs=jobs, store=tmp_path)) == here
+    assert set(computed(tmp_path).values()) == {1}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::UserWarning")
+def test_a_real_ray_cluster_gives_the_rows_of_one_process(here: list[Any], tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    assert timeless(evaluate(noisy(), jobs=2, backend="ray", store=tmp_path)) == here
+    assert set(computed(tmp_path).values()) == {1}
+    # And a second backend takes what the first has left.
+    again = evaluate(noisy(), jobs=2, store=tmp_path, resume=True)
+    assert timeless(again) == here
+    assert set(computed(tmp_path).values()) == {1}
+
+
+@pytest.mark.slow
+def test_a_new_defence_computes_only_what_is_new(here: list[Any], tmp_path: Path) -> None:
+    study = noisy()
+    fewer = replace(study, defenses=study.defenses[:2])
+    evaluate(fewer, store=tmp_path)
+    before = computed(tmp_path)
+    assert timeless(evaluate(study, store=tmp_path, resume=True)) == here
+    after = computed(tmp_path)
+    assert before.items() <= after.items()
+    assert set(after.values()) == {1}
+    # Two trainings, one weighing, two stages at two seeds.
+    assert len(after) - len(before) == 7
+
+
+def test_without_resume_everything_is_computed_anew(tmp_path: Path) -> None:
+    study = Study.from_dict(STUDY)
+    first = evaluate(study, store=tmp_path)
+    assert timeless(evaluate(study, store=tmp_path)) == timeless(first)
+    assert set(computed(tmp_path).values()) == {2}
+    assert evaluate(study, store=tmp_path, resume=True).rows != ()
+    assert set(computed(tmp_path).values()) == {2}
+
+
+def test_a_result_that_was_tampered_with_is_computed_anew(tmp_path: Path) -> None:
+    study = Study.from_dict(STUDY)
+    first = evaluate(study, store=tmp_path)
+    for path in tmp_path.glob("*/*.json"):
+        path.write_text(path.read_text().replace("1.0", "0.0"))
+    assert timeless(evaluate(study, store=tmp_path, resume=True)) == timeless(first)
+
+
+class DiesOnce:
+    """Ends its process, as the system does where memory runs out, when it is trained with."""
+
+    def __init__(self, parent: int) -> None:
+        self.parent = parent
+
+    def init(self, params: Sequence[Tensor]) -> State:
+        return {}
+
+    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        if os.getpid() != self.parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return grads, state
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:A worker stopped:UserWarning")
+def test_a_worker_that_is_killed_loses_its_rows_and_no_others(tmp_path: Path) -> None:
+    study = Study.from_dict(STUDY)
+    evaluate(study, store=tmp_path)
+    dies = Defense("dies", transform=DiesOnce(os.getpid()))
+    report = evaluate(
+        replace(study, defenses=(*study.defenses, dies)), store=tmp_path, resume=True, jobs=2
+    )
+    assert [row.defense for row in report.rows] == ["none", "top-k"]
+    [failure] = report.failures
+    assert failure.defense == "dies"
+    assert "try again with fewer processes (--jobs)" in failure.why
+
+
+def test_an_unknown_backend_and_a_ray_client_are_refused(tmp_path: Path) -> None:
+    study = Study.from_dict(STUDY)
+    with pytest.raises(UnusableInputError, match="unknown backend: 'rya'; did you mean 'ray'"):
+        evaluate(study, backend="rya")  # type: ignore[arg-type]
+    with pytest.raises(UnusableInputError, match="give the cluster's own host:port"):
+        evaluate(study, backend="ray", ray_address="ray://127.0.0.1:10001", jobs=2)
+    with pytest.raises(UnusableInputError, match="goes with the backend 'ray'"):
+        evaluate(study, ray_address="127.0.0.1:6379")
