@@ -56,6 +56,13 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "compare": ("gradguard compare old/report.json new/report.json --format json",),
     "audit": ("gradguard audit study.toml --defense dp --draws 500",),
+    "scan": (
+        "gradguard scan update.npz --model nets:make --batch-size 8 --data auxiliary.npz",
+        "gradguard scan update.pt --model nets:make --weights before.pt --batch-size 1 "
+        "--classes 10 --input-shape 1,28,28",
+        "gradguard scan update.pt --model nets:make --batch-size 8 --data auxiliary.npz "
+        "--defense study.toml:sign",
+    ),
     "wire": ("gradguard wire message.bin", "gradguard wire message.bin --json"),
 }
 """Shown at the end of each command's help; a test parses them."""

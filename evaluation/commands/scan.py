@@ -69,9 +69,6 @@ def command(
     With --data, updates are simulated and success rates counted; without, labels are read but
     no rate is known. Exit code 1: labels are read clearly above a blind guess. 0: not shown,
     which is no proof. To watch a training loop, see gradguard.evaluation.Monitor.
-
-    Example: gradguard scan update.safetensors --model nets:make --weights before.safetensors
-    --batch-size 8 --data auxiliary.npz
     """
     try:
         net, loaded, shape, count = prepared(
