@@ -60,14 +60,14 @@ function recall() {
 
 function forget() {
   selected = null;
-  for (const row of body.rows) row.removeAttribute("aria-selected");
+  for (const row of body.rows) row.removeAttribute("aria-current");
   if (byId("card")) byId("card").hidden = true;
 }
 
 function show(number) {
   const row = byId(`row-${number}`);
-  for (const other of body.rows) other.removeAttribute("aria-selected");
-  row.setAttribute("aria-selected", "true");
+  for (const other of body.rows) other.removeAttribute("aria-current");
+  row.setAttribute("aria-current", "true");
   // Inside the table's own box: the page itself stays where the reader is.
   const box = row.closest(".wide");
   box.scrollTop = row.offsetTop - box.clientHeight / 2;

@@ -39,7 +39,12 @@ def heat_map(rows: Sequence[Row]) -> Figure:
         "colorscale": "Cividis",
         "xgap": 2,
         "ygap": 2,
-        "colorbar": {"title": {"text": "labels<br>read, %"}, "thickness": 12, "outlinewidth": 0},
+        "colorbar": {
+            "title": {"text": "%", "font": {"size": 12}},
+            # In pixels: the map of many defences is taller than any screen.
+            **{"lenmode": "pixels", "len": 240, "y": 1, "yanchor": "top"},
+            **{"thickness": 12, "outlinewidth": 0},
+        },
     }
     columns = {
         "tickvals": list(range(len(attacks))),

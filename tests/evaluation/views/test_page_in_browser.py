@@ -81,12 +81,20 @@ class Opened:
     def count(self) -> str:
         return self.tab.inner_text("#count")
 
+    def until(self, expression: str) -> None:
+        """Waits; by asking again and again, as the page's policy lets nobody evaluate text."""
+        for _ in range(200):
+            if self.tab.evaluate(expression):
+                return
+            self.tab.wait_for_timeout(25)
+        raise AssertionError(f"never true: {expression}")
+
     def choose(self, name: str, value: str) -> None:
         self.tab.check(f'input[name="{name}"][value="{value}"]', force=True)
 
     def selected(self) -> list[str]:
         found: list[str] = self.tab.evaluate(
-            "[...document.querySelectorAll('#rows [aria-selected]')].map(r => r.id)"
+            "[...document.querySelectorAll('#rows [aria-current]')].map(r => r.id)"
         )
         return found
 
@@ -175,7 +183,7 @@ def test_filters_act_on_the_table_and_on_all_charts(show: Any) -> None:
         f"row-{n}" for n in sorted(matching(rows, stage="init", batch_size=8, composition="skewed"))
     ]
     page.tab.click("text=Show all")
-    page.tab.wait_for_function("document.getElementById('count').textContent === '25 of 25 rows'")
+    page.until("document.getElementById('count').textContent === '25 of 25 rows'")
     assert page.tab.is_visible("#panel-stage")
 
 
@@ -343,7 +351,7 @@ def test_a_link_leads_to_a_view(show: Any) -> None:
     page = show(report(*rows), "#batch_size=64&stage=trained&row=999&composition=nonsense")
     assert set(page.shown()) == {f"row-{n}" for n in matching(rows, batch_size=64, stage="trained")}
     page.tab.evaluate("location.hash = '#batch_size=8'")
-    page.tab.wait_for_function("document.getElementById('count').textContent === '12 of 24 rows'")
+    page.until("document.getElementById('count').textContent === '12 of 24 rows'")
 
 
 def test_a_chart_has_its_content_as_a_table(show: Any) -> None:
@@ -379,10 +387,8 @@ def test_it_is_dark_where_the_system_is_and_so_are_its_charts(show: Any) -> None
     assert background(dark) == "rgb(20, 23, 26)"
     assert words_color(light) != words_color(dark)
     dark.tab.emulate_media(color_scheme="light")
-    dark.tab.wait_for_function(
-        "wanted => document.getElementById('scatter').layout.font.color === wanted",
-        arg=words_color(light),
-    )
+    wanted = words_color(light)
+    dark.until(f"document.getElementById('scatter').layout.font.color === '{wanted}'")
 
 
 def test_it_prints_on_white_with_everything_unfolded(show: Any) -> None:
