@@ -21,6 +21,7 @@ NAMES = (
     "hundred_classes",
     "knowledge",
     "fuzz_wire",
+    "studies",
     "page",
 )
 
