@@ -8,6 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.process_memory import mebibytes
 from benchmarks.table import print_table
 
 SECONDS, GIBIBYTES = 90.0, 2.0
@@ -25,7 +26,7 @@ def main() -> bool:
             stderr=subprocess.DEVNULL,
         )
         while process.poll() is None:
-            peak = max(peak, _gibibytes(process.pid))
+            peak = max(peak, mebibytes(process.pid) / 1024)
             time.sleep(0.2)
         seconds = time.perf_counter() - start
     print_table(
@@ -38,15 +39,3 @@ def main() -> bool:
         ],
     )
     return seconds <= SECONDS and peak <= GIBIBYTES and process.returncode == 0
-
-
-def _gibibytes(pid: int) -> float:
-    """Memory of a process and its descendants, pages that they share counted once (Linux)."""
-    try:
-        folder = Path(f"/proc/{pid}")
-        lines = (folder / "smaps_rollup").read_text().splitlines()
-        own = sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 2**20
-        children = (folder / "task" / str(pid) / "children").read_text().split()
-    except (FileNotFoundError, ProcessLookupError):  # it ended between two looks
-        return 0.0
-    return own + sum(_gibibytes(int(child)) for child in children)

@@ -6,7 +6,6 @@ proportional set size of the command and all its workers together, looked at fiv
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import subprocess
@@ -19,6 +18,7 @@ from typing import Any
 
 import tomli_w
 
+from benchmarks.process_memory import mebibytes
 from gradguard.evaluation import Study
 from gradguard.evaluation.running.bench import prepare
 from gradguard.evaluation.running.keys import Keys
@@ -56,30 +56,11 @@ def run(table: dict[str, Any], out: Path, *, jobs: int, resume: bool = False) ->
     start, peak = time.perf_counter(), 0.0
     with subprocess.Popen(command) as process:
         while process.poll() is None:
-            peak = max(peak, sum(map(memory, family(process.pid))))
+            peak = max(peak, mebibytes(process.pid))
             time.sleep(0.2)
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
     return Run(time.perf_counter() - start, peak)
-
-
-def family(root: int) -> list[int]:
-    """A process and all that it started, directly or not."""
-    found = [root]
-    for pid in found:
-        for children in Path(f"/proc/{pid}/task").glob("*/children"):
-            with contextlib.suppress(OSError):
-                found += [int(child) for child in children.read_text().split()]
-    return found
-
-
-def memory(pid: int) -> float:
-    """A process's share of memory, in MiB; nothing of one that has ended."""
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) / 1024
-    return 0.0
 
 
 def overhead(table: dict[str, Any], out: Path) -> float:
