@@ -79,7 +79,7 @@ def command(
             check_composition(composition)
         message = read_update(update, max_bytes=max_bytes)
         if after_minus_before:
-            message = {name: -part for name, part in message.items()}
+            message = {n: -p if p.is_floating_point() else p for n, p in message.items()}
         with Bar(make_console(stderr=True)) as bar:
             found = scan(
                 message,

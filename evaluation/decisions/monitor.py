@@ -257,8 +257,13 @@ class Monitor:
             model, loss=self.loss, batch_size=self.batch_size, seed=seed, training=self.training
         )
 
-    def _own_batch(self, played: Played, knowledge: Knowledge, labels: Tensor, step: int) -> float:
-        """How much of the real batch the worst attacker reads of a message like the real one."""
+    def _own_batch(
+        self, played: Played, knowledge: Knowledge, labels: Tensor, step: int
+    ) -> float | None:
+        """How much of the real batch the worst attacker reads of a message like the real one.
+
+        ``None`` where the batch has another size than messages are to have.
+        """
         if not isinstance(self.guarded, GuardedOptimizer) or self.training is not None:
             raise ValueError(
                 "labels of the real batch are of use only where a guarded optimizer has its "

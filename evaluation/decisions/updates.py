@@ -30,8 +30,8 @@ def read_update(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Tensor]:
     Guarantees:
 
     - no code in the file is run: pickles of anything but tensors are refused;
-    - sizes are checked before memory is taken; expanded views are left as they are, since only
-      :func:`~gradguard.evaluation.decisions.matching.match` knows what shape they should have.
+    - sizes are checked before memory is taken, and the tensors take at most ``max_bytes``
+      together, were each copied by itself.
 
     Not guaranteed: that the values are finite, or that names and shapes fit a model.
 
@@ -52,6 +52,13 @@ def read_update(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Tensor]:
         raise UnusableInputError(f"{name}: cannot be read ({why}); give {KINDS}") from error
     if not found:
         raise UnusableInputError(f"{name}: holds no tensor; give {KINDS}")
+    # A tensor may be one number with a shape of millions, or many the same memory.
+    total = sum(part.numel() * part.element_size() for part in found.values())
+    if total > max_bytes:
+        raise UnusableInputError(
+            f"{name}: its tensors take {total:,} bytes, more than {max_bytes:,}; if it is yours, "
+            "raise --max-bytes"
+        )
     return found
 
 

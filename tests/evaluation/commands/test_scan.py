@@ -36,10 +36,8 @@ def sent(path: Path, number: int = 8, defense: Defense = NONE) -> dict[str, Tens
 
 
 def scan(folder: Path, *options: object, size: int = 8) -> int:
-    return run(
-        *("scan", folder / "update.pt", "--model", MODEL, "--batch-size", size),
-        *("--weights", folder / "before.safetensors", *options),
-    )
+    given = ("--batch-size", size, "--weights", folder / "before.safetensors", *options)
+    return run("scan", folder / "update.pt", "--model", MODEL, *map(str, given))
 
 
 @pytest.mark.slow

@@ -73,7 +73,7 @@ def monitor_of(guarded: Any, model: nn.Module, **changes: Any) -> Monitor:
 def backward(model: nn.Module, start: int = 900, number: int = BATCH) -> Tensor:
     images, labels = victims(number, start)
     model.zero_grad()
-    cross_entropy(model(images), labels).backward()
+    cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
     return labels
 
 
@@ -285,14 +285,16 @@ def test_parameters_in_another_order_keep_their_residuals() -> None:
 
 def test_what_the_guard_does_not_train_is_not_read() -> None:
     model = net()
-    last = model[3].weight
+    last = model.get_parameter("3.weight")
     optimizer = guard(torch.optim.SGD([last], lr=0.1), NONE.chain, model=model)
     backward(model)
     message = OwnStateClient(optimizer, model, loss=cross_entropy, seed=0)(*victims())
     assert [name for name, part in message.items() if part.any()] == ["3.weight"]
     monitor = monitor_of(optimizer, model, attackers=["BiasCount", "TemplateRegression(head)"])
     assert monitor.measure().attack != "BiasCount"  # there is no bias in the message
-    first = guard(torch.optim.SGD(model[1].parameters(), lr=0.1), NONE.chain, model=model)
+    first = guard(
+        torch.optim.SGD(model.get_submodule("1").parameters(), lr=0.1), NONE.chain, model=model
+    )
     with pytest.raises(ValueError, match="output layer"):
         monitor_of(first, model)
 
@@ -408,7 +410,9 @@ def test_a_logger_that_fails_lets_nothing_be_sent() -> None:
 def test_tensorboard_gets_every_measurement(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of tensorboard's own imports
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+        from tensorboard.backend.event_processing import (  # type: ignore[import-untyped]
+            event_accumulator,
+        )
 
         log = TensorBoardLog(tmp_path)
         monitor, model, _ = watched(log=[log])
@@ -416,7 +420,7 @@ def test_tensorboard_gets_every_measurement(tmp_path: Path) -> None:
         for _ in range(4):
             monitor.check(labels=labels)
         log.close()
-        events = EventAccumulator(str(tmp_path))
+        events = event_accumulator.EventAccumulator(str(tmp_path))
         events.Reload()
     found = events.Scalars("gradguard/advantage")
     assert [(one.step, one.value) for one in found] == [

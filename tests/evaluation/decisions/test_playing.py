@@ -20,7 +20,7 @@ from tests.evaluation.decisions.messages import AUXILIARY, BATCH, DIGITS, NONE, 
 
 
 def played(make_client: Callable[[str], Client], **changes: Any) -> Played:
-    settings = {
+    settings: dict[str, Any] = {
         "model": net(),
         "auxiliary": (AUXILIARY.images, AUXILIARY.labels),
         "num_classes": 10,

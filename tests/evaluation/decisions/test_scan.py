@@ -94,7 +94,7 @@ def test_without_data_labels_are_read_and_no_rate_is_made_up() -> None:
     assert found.worst is None
     assert found.classes == ()
     assert found.blind_asr is None
-    assert all(one.asr is one.ci is one.advantage is None for one in found.answers)
+    assert all((one.asr, one.ci, one.advantage) == (None, None, None) for one in found.answers)
     by_name = {one.attack: one.counts for one in found.answers}
     assert by_name["IDLG"] == true_counts(1)
     assert found.skipped["LearnedRegression"] == "needs auxiliary data"

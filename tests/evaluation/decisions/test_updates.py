@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -80,13 +81,11 @@ def test_a_damaged_file_is_read_or_refused_and_nothing_else(data: st.DataObject)
     content = bytearray(FORMATS[data.draw(st.sampled_from(sorted(FORMATS)))])
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    path = Path(__file__).parent / "damaged.bin"
-    try:
-        found = read(bytes(content), path)
-    except UnusableInputError:
-        return
-    finally:
-        path.unlink()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            found = read(bytes(content), Path(folder) / "damaged")
+        except UnusableInputError:
+            return
     assert all(isinstance(part, Tensor) for part in found.values())
 
 
@@ -123,6 +122,12 @@ def test_a_wire_message_beyond_the_limit_is_refused(tmp_path: Path) -> None:
     assert len(content) < 1000
     with pytest.raises(UnusableInputError, match="max_bytes"):
         read(content, tmp_path / "a")
+
+
+def test_one_number_expanded_to_a_large_tensor_is_refused(tmp_path: Path) -> None:
+    content = saved({"a": torch.zeros(1).expand(10**12)})
+    with pytest.raises(UnusableInputError, match="its tensors take 4,000,000,000,000 bytes"):
+        read(content, tmp_path / "a.pt")
 
 
 class Dangerous:
