@@ -167,6 +167,7 @@ def _searched(
         if not silent:
             console.print(f"gradguard: {done} of {settings.trials} candidates", highlight=False)
 
+    # Not the version of gradguard: cells of another one are computed anew for the report.
     same = {
         "seed": study.seed,
         "batch": settings.batch,
