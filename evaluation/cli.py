@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from importlib import metadata
+from textwrap import wrap
 from typing import Annotated, Any
 
 import click
@@ -98,8 +99,11 @@ class Plain(TyperCommand):
 
 
 def _epilog(name: str) -> str:
-    # The mark at its head keeps click from filling the lines into a paragraph.
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in EXAMPLES.get(name, ()))
+    # The mark at its head keeps click from filling the lines into a paragraph, and from breaking
+    # a long one: that is broken here, as a shell has it.
+    examples = (wrap(line, 68, break_on_hyphens=False) for line in EXAMPLES.get(name, ()))
+    lines = ["  " + " \\\n      ".join(parts) for parts in examples]
+    return "\n".join(["\b\nExamples:", *lines])
 
 
 for _name, _command in COMMANDS.items():
