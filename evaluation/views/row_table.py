@@ -29,7 +29,8 @@ _COLUMNS = (
 
 def row_table(report: Report) -> str:
     """Every row and every failure, in the order of the report; rows have ids for the charts."""
-    several = any(row.rounds > 1 for row in (*report.rows, *report.failures))
+    every: list[Row | Failure] = [*report.rows, *report.failures]
+    several = any(row.rounds > 1 for row in every)
     columns = [column for column in _COLUMNS if several or column[0] != "rounds"]
     body = [_row(number, row, several) for number, row in enumerate(report.rows)]
     body += [

@@ -14,6 +14,7 @@ from rich.text import Text
 from gradguard.evaluation.certificates.law import epsilon_up, percent_up
 from gradguard.evaluation.metrics import Interval
 from gradguard.evaluation.report import Report, Row
+from gradguard.evaluation.views.plotly_script import charts_hint
 from gradguard.evaluation.views.sentences import (
     cell_words,
     closing_line,
@@ -62,6 +63,8 @@ def print_report(report: Report, console: Console) -> None:
     if (known := knowledge_line(report)) is not None:
         console.print(Text(known))
     console.print(Text(behind(report), style="dim"))
+    if (hint := charts_hint()) is not None:
+        console.print(Text(f"In report.html, {hint}.", style="dim"))
     if not report.complete:
         console.print(Text("Interrupted: only the finished rows are shown.", style="yellow"))
     console.print(Text(closing_line(report), style="bold"))

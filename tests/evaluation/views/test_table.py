@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import io
+import sys
 
+import pytest
 from rich.console import Console
 
 from gradguard.evaluation.report import Failure
@@ -73,6 +75,15 @@ def test_what_is_read_by_knowledge_is_one_line_of_means_over_the_rows() -> None:
         "blind 40 %."
     )
     assert "Mean labels read" not in printed(row())
+
+
+def test_without_plotly_the_terminal_says_what_the_page_lacks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert "plotly" not in printed(row())
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    text = printed(row())
+    assert "interactive charts need plotly: pip install 'gradguard[report]'" in text
 
 
 def test_rows_that_could_not_be_made_are_shown_with_their_reason() -> None:
