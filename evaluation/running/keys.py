@@ -7,10 +7,7 @@ version are never taken for those of another.
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import json
-import pickle
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cache
@@ -19,17 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 import gradguard
 from gradguard import Defense
 from gradguard.evaluation.data import Data
-from gradguard.evaluation.running.bench import Bench
+from gradguard.evaluation.running.bench import Bench, per_seed
+from gradguard.evaluation.running.own_code import content, digest, model_code, probe, raw
 from gradguard.evaluation.running.units import Attacked, Trained, Undefended, Unit, Weighed
+from gradguard.evaluation.study import Study
 
 READERS = ("__pycache__", "views", "commands", "decisions", "search")
 """Folders without a part in any result."""
+
+OF_A_LOOP = ("steps", "batch_size", "learning_rate", "momentum")
+"""Settings of training that clients at a fresh model have nothing of."""
 
 PACKAGES = ("torch", "numpy", "scipy", "opacus", "scikit-learn")
 
@@ -39,86 +40,98 @@ class Keys:
 
     Guarantees:
 
-    - adding, removing or reordering other defences changes no hash;
-    - a change of data, weights, seed, settings, sources or versions changes it.
+    - adding, removing or reordering other defences, models or conditions changes no hash;
+    - a change of data, weights, seed, settings, sources or versions changes it; so does one of a
+      model's or a transform's code that shows in a message of a few images.
 
-    Not guaranteed: that a model's code outside its own module is noticed, where neither its
-    initial weights nor its ``repr`` change.
+    Not guaranteed: that other changes of a user's code are noticed where they are neither in a
+    class of a layer, nor in one of a transform.
     """
 
     def __init__(self, bench: Bench) -> None:
-        self._bench, study = bench, bench.study
-        self._defenses = {d.name: described(d) for d in study.defenses}
+        self._bench, study, parts = bench, bench.study, bench.parts
         self._common = {
             "sources": sources_digest(),
             "versions": versions(),
             "seed": study.seed,
             "data": data_digest(bench.data),
-            "parts": {name: _array(part) for name, part in vars(bench.parts).items()},
-            "training": asdict(study.training),
             "client": None if study.client is None else study.client.to_dict(),
         }
+        # How many models there are is no business of any one of them.
+        training = {key: v for key, v in asdict(study.training).items() if key != "seeds"}
+        self._training = {"training": training, "test": _array(parts.test)}
         self._attack = {
             "attacks": {name: repr(attack) for name, attack in bench.attacks.items()},
-            "seeds": study.attacked_seeds,
-            **{
-                name: getattr(study.attack, name)
-                for name in ("trials", "calibration", "participation", "auxiliary_shift")
-            },
+            "batches": {which: _per_seed(study, which) for which in ("trials", "calibration")},
+            "parts": [_array(p) for p in (parts.calibration, parts.scored, parts.auxiliary)],
+            "participation": study.attack.participation,
+            "auxiliary_shift": study.attack.auxiliary_shift,
+            # All that clients at a fresh model have of training is their loss.
+            "training": {key: v for key, v in training.items() if key not in OF_A_LOOP},
         }
         self._models: dict[int, str] = {}
+        self._defenses = {d.name: self._described(d) for d in study.defenses}
 
     def of(self, unit: Unit) -> str:
         """The unit's hash: 40 hexadecimal digits."""
+        parts = self._bench.parts
         facts: dict[str, Any] = {"unit": type(unit).__name__, **self._common}
         match unit:
             case Attacked(defense, cell, repeat):
                 facts |= {"defense": self._defenses[defense], "cell": asdict(cell)}
                 facts |= {"attack": self._attack, "model": self._model(repeat), "repeat": repeat}
+                if cell.stage == "trained":
+                    facts["undefended"] = self.of(Undefended(repeat))
             case Trained(defense, repeat):
-                facts |= {"defense": self._defenses[defense]}
-                facts |= {"model": self._model(repeat), "repeat": repeat}
+                facts |= {"defense": self._defenses[defense], "part": _array(parts.client)}
+                facts |= {"model": self._model(repeat), "repeat": repeat} | self._training
             case Weighed(defense):
-                facts |= {"defense": self._defenses[defense], "model": self._model(0)}
+                facts |= {"defense": self._defenses[defense], "part": _array(parts.client)}
+                facts |= {"model": self._model(0)} | self._training
             case Undefended(repeat):
-                facts |= {"model": self._model(repeat), "repeat": repeat}
+                facts |= {
+                    "model": self._model(repeat),
+                    "repeat": repeat,
+                    "part": _array(parts.history),
+                }
+                facts |= self._training
         return digest(json.dumps(facts, sort_keys=True, default=repr).encode())
 
     def _model(self, repeat: int) -> str:
         if repeat not in self._models:
-            self._models[repeat] = model_digest(self._bench.fresh_model(repeat))
+            model = model_digest(self._bench.fresh_model(repeat))
+            bare = probe(self._bench, Defense("none", transform=[]), repeat)
+            self._models[repeat] = f"{model} {bare}"
         return self._models[repeat]
 
+    def _described(self, defense: Defense) -> object:
+        """A defence as plain data; one with a transform of the user's own by what it is and does.
 
-def described(defense: Defense) -> object:
-    """A defence as plain data; one with a transform of the user's own by its pickled content."""
-    try:
-        return defense.to_dict()
-    except ValueError:
-        own = {"name": defense.name, "transform": repr(defense.chain), "dp": repr(defense.dp)}
-        return own | {"cohort": defense.cohort, "content": _pickled(defense.chain)}
+        Not by its ``repr``: of a class that has none it is another one in every process.
+        """
+        try:
+            return defense.to_dict()
+        except ValueError:
+            own = {"name": defense.name, "cohort": defense.cohort, "dp": repr(defense.dp)}
+            sent = probe(self._bench, defense, 0)
+            return own | {"content": content(defense.chain), "sent": sent}
 
 
-def _pickled(value: object) -> str:
-    try:
-        # Hashed, never loaded.
-        content = pickle.dumps(value)
-    except Exception as error:  # whatever the user's own __reduce__ raises
-        return f"not picklable: {type(error).__name__}"
-    return digest(content, *(_source(type(link)) for link in getattr(value, "links", ())))
+def _per_seed(study: Study, which: str) -> int:
+    return per_seed(getattr(study.attack, which), study.attacked_seeds)
 
 
 def data_digest(data: Data) -> str:
     """Images, labels and the number of classes; not what the data are called."""
     classes = str(data.num_classes).encode()
-    return digest(classes, *_bytes(data.images), *_bytes(data.labels))
+    return digest(classes, *raw(data.images), *raw(data.labels))
 
 
 def model_digest(model: nn.Module) -> str:
-    """Architecture, initial weights, and the source of the model's own module."""
-    parts = [repr(model).encode(), _source(type(model))]
+    """Architecture, initial weights, and the source of layers that are not torch's."""
+    parts = [repr(model).encode(), model_code(model).encode()]
     for name, tensor in model.state_dict().items():
-        parts += [name.encode(), *_bytes(tensor)]
+        parts += [name.encode(), *raw(tensor)]
     return digest(*parts)
 
 
@@ -134,19 +147,6 @@ def versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in PACKAGES}
 
 
-def digest(*parts: bytes) -> str:
-    """A hash of parts that keeps them apart.
-
-    >>> digest(b"ab", b"c") == digest(b"a", b"bc"), len(digest(b""))
-    (False, 40)
-    """
-    hashed = hashlib.blake2b(digest_size=20)
-    for part in parts:
-        hashed.update(len(part).to_bytes(8, "little"))
-        hashed.update(part)
-    return hashed.hexdigest()
-
-
 def _sources(root: Path) -> Iterator[bytes]:
     for path in sorted(_python_files(root)):
         yield str(path.relative_to(root)).encode()
@@ -160,19 +160,6 @@ def _python_files(folder: Path) -> Iterator[Path]:
             yield from _python_files(path)
         elif path.suffix in (".py", ".toml"):
             yield path
-
-
-def _source(cls: type) -> bytes:
-    try:
-        module = inspect.getmodule(cls)
-        return inspect.getsource(module).encode() if module is not None else b""
-    except (OSError, TypeError):  # made in an interactive session
-        return cls.__qualname__.encode()
-
-
-def _bytes(tensor: torch.Tensor) -> tuple[bytes, bytes]:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return f"{tuple(tensor.shape)}{tensor.dtype}".encode(), flat.view(torch.uint8).numpy().tobytes()
 
 
 def _array(part: object) -> str:

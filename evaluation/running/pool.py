@@ -27,7 +27,7 @@ from gradguard.evaluation.models import Factory
 from gradguard.evaluation.progress import Progress, Silent
 from gradguard.evaluation.running.bench import Bench, prepare
 from gradguard.evaluation.running.follow import following
-from gradguard.evaluation.running.keys import digest
+from gradguard.evaluation.running.own_code import digest
 from gradguard.evaluation.running.perform import perform
 from gradguard.evaluation.running.ray_cluster import ray_cluster
 from gradguard.evaluation.running.store import Store

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from gradguard.evaluation.errors import UnusableInputError, one_line
 from gradguard.evaluation.output import write_atomically
-from gradguard.evaluation.running.keys import digest
+from gradguard.evaluation.running.own_code import digest
 
 FORMAT = 1
 LOG = "log.jsonl"

@@ -13,9 +13,12 @@ from torch import nn
 from gradguard import Defense, Grads, Identity, State
 from gradguard.evaluation import Data, Study, load_digits
 from gradguard.evaluation.models import mlp
+from gradguard.evaluation.progress import Silent
 from gradguard.evaluation.running import keys as module
 from gradguard.evaluation.running.bench import Cell, prepare
+from gradguard.evaluation.running.cell import attack_model
 from gradguard.evaluation.running.keys import Keys
+from gradguard.evaluation.running.perform import plain
 from gradguard.evaluation.running.units import Attacked, Trained, Undefended, Unit, Weighed
 from tests.evaluation.examples import STUDY, study_with
 
@@ -63,9 +66,8 @@ def test_other_defences_and_cells_change_no_hash() -> None:
 CHANGES: dict[str, dict[str, Any]] = {
     "seed": {"seed": 1},
     "model": {"model": {"name": "lenet"}},
-    "steps": {"training": {"steps": 5}},
     "label smoothing": {"training": {"label_smoothing": 0.1}},
-    "split": {"data": {"client_fraction": 0.6}},
+    "split": {"data": {"test_fraction": 0.3}},
 }
 
 
@@ -73,6 +75,31 @@ CHANGES: dict[str, dict[str, Any]] = {
 def test_what_all_results_depend_on_changes_every_hash(change: str) -> None:
     changed = keys_of(study_with(**CHANGES[change]))
     assert not set(changed) & set(keys_of())
+
+
+def test_how_models_train_changes_all_but_an_attack_on_a_fresh_one() -> None:
+    for change in ({"steps": 5}, {"learning_rate": 0.1}, {"momentum": 0.0}, {"batch_size": 8}):
+        attacked, *others = keys_of(study_with(training=change))
+        assert attacked == keys_of()[0]
+        assert not set(others) & set(keys_of())
+        made = Keys(prepare(Study.from_dict(study_with(training=change))))
+        trained = Attacked("none", Cell("trained", "skewed", 4), 0)
+        assert made.of(trained) != Keys(prepare(Study.from_dict(STUDY))).of(trained)
+
+
+def test_more_models_change_no_hash_where_each_meets_as_many_batches() -> None:
+    more = {"training": {"seeds": 3}, "attack": {"trials": 9, "calibration": 9}}
+    assert keys_of(study_with(**more)) == keys_of()
+
+
+def test_an_attack_on_a_fresh_model_depends_on_no_more_than_its_hash() -> None:
+    other = {"steps": 9, "batch_size": 32, "learning_rate": 0.5, "momentum": 0.0, "seeds": 3}
+    found = []
+    for changes in ({}, {"training": other, "attack": {"trials": 9, "calibration": 9}}):
+        bench = prepare(Study.from_dict(study_with(**changes)))
+        scores = attack_model(bench, CELL, bench.study.defenses[0], 1, Silent())
+        found.append(plain(scores))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(

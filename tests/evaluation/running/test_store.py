@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradguard.evaluation import UnusableInputError
-from gradguard.evaluation.running.keys import digest
+from gradguard.evaluation.running.own_code import digest
 from gradguard.evaluation.running.store import LOG, Store
 
 KEY, OTHER = digest(b"a"), digest(b"b")

@@ -1,0 +1,128 @@
+"""What no version number stands for: the code of a user's own transforms and models.
+
+A result that is taken for that of other code would be a wrong statement about what leaks. So
+code is recognised in two ways, by its source and by what it does to a few images, and what cannot
+be recognised is never taken from a store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import io
+import pickle
+import uuid
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradguard import Defense
+from gradguard.evaluation.running.bench import Bench
+from gradguard.evaluation.running.memo import GradientMemo, MemoisedClient
+
+PROBED = 8
+"""Images in the probe; the same whatever is attacked, so that a study can grow."""
+
+
+def digest(*parts: bytes) -> str:
+    """A hash of parts that keeps them apart.
+
+    >>> digest(b"ab", b"c") == digest(b"a", b"bc"), len(digest(b""))
+    (False, 40)
+    """
+    hashed = hashlib.blake2b(digest_size=20)
+    for part in parts:
+        hashed.update(len(part).to_bytes(8, "little"))
+        hashed.update(part)
+    return hashed.hexdigest()
+
+
+def content(value: object) -> str:
+    """A hash of an object's content, and of the source of every class and function in it.
+
+    Guarantees:
+
+    - equal content gives an equal hash in every process, as far as pickle does;
+    - another ``update``, another number in a field, at whatever depth, gives another one;
+    - what cannot be pickled, or has no source, gets a hash that no other call gives.
+
+    Not guaranteed: that a change in a function that such a class calls is noticed.
+    """
+    collected = _Collector(io.BytesIO())
+    try:
+        collected.dump(value)  # hashed, never loaded
+        sources = [source(code) for code in collected.code]
+    except Exception:  # whatever the user's own __reduce__ raises
+        return _unknown()
+    return digest(collected.file.getvalue(), *sources)
+
+
+def source(code: Any) -> bytes:
+    """The text of a class, its bases included, or of a function.
+
+    Raises:
+        OSError, TypeError: There is none, as for what was typed into an interpreter.
+    """
+    links = inspect.getmro(code) if isinstance(code, type) else (code,)
+    own = [link for link in links if not _versioned(link)]
+    return "\n".join(inspect.getsource(link) for link in own).encode()
+
+
+def model_code(model: nn.Module) -> str:
+    """A hash of the source of all classes of layers that are not torch's."""
+    kinds = {type(layer): None for layer in model.modules() if not _versioned(type(layer))}
+    try:
+        return digest(*(source(kind) for kind in kinds))
+    except (OSError, TypeError):
+        # The probe and the weights tell models apart, too.
+        return digest(*(kind.__qualname__.encode() for kind in kinds))
+
+
+def probe(bench: Bench, defense: Defense, repeat: int) -> str:
+    """A hash of a client's message of a few images, at the fresh model of ``repeat``.
+
+    Two factories with the same weights may make models with other activations, and a transform may
+    call what has changed: neither is in any source that :func:`content` sees.
+    """
+    inputs, labels = bench.data.images[:PROBED], bench.data.labels[:PROBED]
+    client = defense.client(
+        bench.fresh_model(repeat),
+        loss=bench.study.training.criterion,
+        seed=0,
+        training=bench.study.client,
+    )
+    try:
+        message = MemoisedClient(client, GradientMemo(0))(inputs, labels)
+    except Exception:  # a model or a transform that cannot do with these images may raise anything
+        return _unknown()
+    return digest(*(part for name in message for part in (name.encode(), *raw(message[name]))))
+
+
+def raw(tensor: Tensor) -> tuple[bytes, bytes]:
+    """Shape and type of a tensor, and its bytes."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return f"{tuple(tensor.shape)}{tensor.dtype}".encode(), flat.view(torch.uint8).numpy().tobytes()
+
+
+class _Collector(pickle.Pickler):
+    """A pickler that keeps every class and function that it meets."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, protocol=4)
+        self.file, self.code = file, dict[Any, None]()
+
+    def reducer_override(self, value: Any) -> Any:
+        if (isinstance(value, type) or inspect.isroutine(value)) and not _versioned(value):
+            self.code[value] = None
+        return NotImplemented
+
+
+def _versioned(code: Any) -> bool:
+    """Whether it belongs to what a unit's hash names by its version, or to Python."""
+    package = (getattr(code, "__module__", None) or "builtins").partition(".")[0]
+    return package in {"builtins", "typing", "abc", "copyreg", "gradguard", "torch", "numpy"}
+
+
+def _unknown() -> str:
+    return f"unknown: {uuid.uuid4().hex}"
