@@ -9,7 +9,10 @@ from gradguard.evaluation.errors import UnusableInputError
 from gradguard.evaluation.search.objectives import Candidate, pareto
 
 RATIO = 1.1
-"""Sizes and times that differ by less are called the same."""
+"""Sizes that differ by less are called the same."""
+
+QUICKER = 1.4
+"""Likewise, times of a step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,8 +180,9 @@ def _losses(best: Candidate, other: Candidate) -> list[str]:
 
 
 def _quicker(one: Candidate, other: Candidate) -> bool:
-    # Of one class, by noise alone.
-    return one.time_class < other.time_class
+    # Within a class, and just across its border, noise may explain it.
+    apart = other.step_overhead >= QUICKER * one.step_overhead
+    return one.time_class < other.time_class and apart
 
 
 def _none_holds(sound: Sequence[Candidate], constraints: Constraints) -> Recommendation:

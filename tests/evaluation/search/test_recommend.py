@@ -163,6 +163,14 @@ def test_the_accuracy_without_a_defence_stands_beside_that_of_the_best() -> None
     assert "an accuracy of 90 % (at least 88 %, and 97 % without a defence)" in said
 
 
+def test_times_just_across_the_border_of_a_class_are_not_told_apart() -> None:
+    slow = candidate("slow", 0.1, 0.90, step_overhead=2.9)
+    quick = candidate("quick", 0.0, 0.80, step_overhead=2.8)
+    assert slow.time_class != quick.time_class
+    said = recommend([slow, quick], Constraints(max_advantage=0.2)).sentence
+    assert said.endswith("quick instead reads 10 points less and costs 10 points of accuracy.")
+
+
 def test_one_alone_has_no_runner_up() -> None:
     chosen = recommend([A], Constraints())
     assert chosen.instead is None
