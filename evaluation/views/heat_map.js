@@ -47,6 +47,8 @@ function drawHeatMap(keep) {
     const text = cells.map((line, y) => line.map((c, x) => heatHover(names[y], attacks[x], c)));
     const map = { ...template, z: cells.map((line) => line.map((cell) => cell.value)),
       customdata: cells.map((line) => line.map((cell) => cell.row)), hovertext: text,
+      showscale: names.length > 4, // beside fewer lines there is no room, and the numbers say it
+      colorbar: { ...template.colorbar, len: Math.min(240, LINE * names.length) },
       hoverinfo: "text", hoverongaps: false, texttemplate: many ? "" : "%{z:.0f}",
       textfont: { size: 11 } };
     const crosses = { type: "scatter", mode: "markers", showlegend: false, hoverinfo: "text",
