@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ def run_steps(
     steps: list[dict[str, Any]], folder: Path, **changes: str
 ) -> subprocess.CompletedProcess[str]:
     """The outcome of the first step that fails, or of the last."""
-    told: Mapping[str, str] = WORKFLOW["env"] | changes
+    told: dict[str, str] = WORKFLOW["env"] | changes
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     summary = {"GITHUB_STEP_SUMMARY": str(folder / "summary.md"), "PATH": path}
     done = subprocess.CompletedProcess[str]([], 0)

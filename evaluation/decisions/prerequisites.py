@@ -131,4 +131,5 @@ def _tables(report: Report) -> list[dict[str, Any]]:
 def _names(report: Report) -> list[str]:
     told = [table.get("name") for table in _tables(report)]
     found = [name for name in told if isinstance(name, str) and name.isprintable()]
-    return list(dict.fromkeys([*found, *(row.defense for row in (*report.rows, *report.failures))]))
+    rows = [row.defense for row in report.rows] + [failure.defense for failure in report.failures]
+    return list(dict.fromkeys([*found, *rows]))
