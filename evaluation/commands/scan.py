@@ -13,7 +13,13 @@ from gradguard import Defense, LocalTraining
 from gradguard.evaluation.commands.evaluate import INTERRUPTED
 from gradguard.evaluation.data import Data, load_npz
 from gradguard.evaluation.decisions.matching import match
-from gradguard.evaluation.decisions.scan import LEAKS, NO_DEFENSE, scan
+from gradguard.evaluation.decisions.scan import (
+    LEAKS,
+    NO_DEFENSE,
+    NOT_MEASURED,
+    NOT_SHOWN,
+    scan,
+)
 from gradguard.evaluation.decisions.scan_table import print_scan
 from gradguard.evaluation.decisions.updates import MAX_BYTES, read_update
 from gradguard.evaluation.errors import UnusableInputError, one_line, unknown
@@ -22,6 +28,9 @@ from gradguard.evaluation.progress import Bar
 from gradguard.evaluation.specs import check_composition
 from gradguard.evaluation.study import Study
 from gradguard.evaluation.views.table import make_console
+
+# Of "not measured" neither 0, which a script would take for safe, nor 2: the input is in order.
+EXIT_CODES = {NOT_SHOWN: 0, LEAKS: 1, NOT_MEASURED: 3}
 
 
 def command(
@@ -67,8 +76,9 @@ def command(
     """Tell which labels one update gives away, to whom, and how far to believe it.
 
     With --data, updates are simulated and success rates counted; without, labels are read but
-    no rate is known. Exit code 1: labels are read clearly above a blind guess. 0: not shown,
-    which is no proof. To watch a training loop, see gradguard.evaluation.Monitor.
+    no rate is known. Exit code 0: not shown to leak, which is no proof. 1: labels are read
+    clearly above a blind guess. 3: no rate could be measured. To watch a training loop, see
+    gradguard.evaluation.Monitor.
     """
     try:
         net, loaded, shape, count = prepared(
@@ -103,7 +113,7 @@ def command(
         typer.echo(json.dumps(found.to_dict(), indent=2, allow_nan=False))
     else:
         print_scan(found, make_console(), simulated_as=chosen.name)
-    raise typer.Exit(int(found.verdict == LEAKS))
+    raise typer.Exit(EXIT_CODES[found.verdict])
 
 
 def prepared(
