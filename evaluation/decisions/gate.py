@@ -10,7 +10,8 @@ may leak is judged by the bad end: the highest of
 - the upper end of any attack's success rate, as an advantage over the row's blind guess.
 
 The last counts some attacks too strictly: the highest of many upper ends lies above each of them.
-That error costs a good defence some more trials, and never lets a bad one pass.
+That error is on the safe side: it costs a good defence some more trials. A 95 % interval itself may
+still miss the truth, and no attack here is the best there can be.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gradguard.evaluation import Failure
 from gradguard.evaluation.output import write_report
 from gradguard.evaluation.views.markdown import render_markdown
 from tests.evaluation.decisions.reports import judgeable, quiet
@@ -46,6 +47,16 @@ def test_markdown_is_printed_and_nothing_is_written(
     assert run("report", tmp_path, "--markdown") == 0
     assert capsys.readouterr().out == render_markdown(REPORT)
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_a_report_of_nothing_but_failures_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failure = Failure(defense="a", composition="iid", stage="init", batch_size=8, why="no memory")
+    (tmp_path / "report.json").write_text(judgeable(failures=(failure,)).to_json())
+    assert run("report", tmp_path) == 0
+    assert "no memory" in capsys.readouterr().out
+    assert "a (init, iid, B = 8): no memory" in (tmp_path / "report.md").read_text()
 
 
 def test_beside_a_file_of_another_name_nothing_is_written(
