@@ -28,11 +28,11 @@ from gradguard.attacks.simulation import Pool
 from gradguard.attacks.threat import Attack, FittedAttack, Knowledge, Observation
 from gradguard.evaluation import Study
 from gradguard.evaluation.data import Data
-from gradguard.evaluation.evaluate import cells
 from gradguard.evaluation.metrics import success
 from gradguard.evaluation.progress import Silent
 from gradguard.evaluation.running.bench import Bench, prepare
 from gradguard.evaluation.running.cell import attack_cell
+from gradguard.evaluation.running.units import cells
 
 THREADS = 2
 TOP_K = [{"KeepTopK": {"ratio": 0.01, "scope": "global"}}]

@@ -21,11 +21,11 @@ from gradguard import Defense
 from gradguard.attacks import PUBLISHED
 from gradguard.evaluation import Study
 from gradguard.evaluation.attackers import attack_name
-from gradguard.evaluation.evaluate import cells
 from gradguard.evaluation.progress import Silent
 from gradguard.evaluation.running.bench import Bench, Cell, prepare
 from gradguard.evaluation.running.cell import attack_cell
 from gradguard.evaluation.running.rows import Cost, make_row
+from gradguard.evaluation.running.units import cells
 
 RESULTS = Path("benchmark-results")
 FILES = {"mnist": "mnist-t10k-first8000.npz", "cifar10": "cifar10-train5000.npz"}

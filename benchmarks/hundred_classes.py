@@ -21,10 +21,10 @@ from benchmarks.rows import attacked_row, best_published, is_worst, one_thread
 from benchmarks.table import print_table
 from gradguard.evaluation import Study, load_npz
 from gradguard.evaluation.data import Data
-from gradguard.evaluation.evaluate import cells
 from gradguard.evaluation.nesting import weak_attacks
 from gradguard.evaluation.report import Row
 from gradguard.evaluation.running.bench import Cell, prepare
+from gradguard.evaluation.running.units import cells
 
 CLUSTERS = 10
 DEFENCES: dict[str, list[dict[str, Any]]] = {

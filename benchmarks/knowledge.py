@@ -16,10 +16,10 @@ from benchmarks.mnist import mnist_path
 from benchmarks.rows import attacked_row, one_thread
 from benchmarks.table import print_table
 from gradguard.evaluation import Study
-from gradguard.evaluation.evaluate import cells
 from gradguard.evaluation.knowledge import LEVELS
 from gradguard.evaluation.report import KnowledgeScore, Row
 from gradguard.evaluation.running.bench import prepare
+from gradguard.evaluation.running.units import cells
 
 DEFENCES: dict[str, list[dict[str, Any]]] = {
     "none": [],

@@ -80,7 +80,7 @@ def overhead(table: dict[str, Any], out: Path) -> float:
     taken = time.perf_counter() - start
     assert all(held)
     lines = (out / "cells" / LOG).read_text().splitlines()
-    return taken / sum(json.loads(line)["seconds"] for line in lines)
+    return taken / float(sum(json.loads(line)["seconds"] for line in lines))
 
 
 def cells_in(table: dict[str, Any]) -> int:

@@ -195,6 +195,7 @@ def chosen_study(
 ) -> Study:
     """The study file, or the default study, with what the command line says instead."""
     table = default_table() if path is None else read_toml(path)
+    table.pop("search", None)  # what `gradguard search` varies is no part of the study itself
     folder = None if path is None else path.parent
     if data is not None:
         # Absolute: a path on the command line starts at the working folder, not at the study's.

@@ -114,6 +114,10 @@ class Bench:
         """Know the repeat's undefended training from elsewhere."""
         self._undefended[repeat] = outcome
 
+    def undefended_accuracies(self) -> list[float]:
+        """Test accuracies of the undefended models known so far, by repeat."""
+        return [self._undefended[repeat].accuracy for repeat in sorted(self._undefended)]
+
     def part(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
         """Images and labels of one part of the split."""
         return self.data.take(indices)

@@ -43,7 +43,7 @@ def ray_cluster(jobs: int, address: str | None) -> Iterator[dict[str, Any]]:
         _start(ray, jobs, address)
     try:
         with _quiet():
-            register_ray()
+            register_ray()  # type: ignore[no-untyped-call]
             yield {"backend": "ray"}
     finally:
         if started:

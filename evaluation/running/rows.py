@@ -51,7 +51,7 @@ def train_defended(bench: Bench, defense: Defense, repeat: int) -> Outcome:
     )
 
 
-def weigh(bench: Bench, defense: Defense) -> tuple[float, float]:
+def weigh(bench: Bench, defense: Defense) -> tuple[float, float | None]:
     """The time of a step over that of a bare one, and the mean bytes of a client's messages."""
     images, spec = bench.part(bench.parts.client), bench.study.training
     local = bench.study.client

@@ -121,7 +121,7 @@ def _by_comparing(palette: Bits, block: Bits) -> tuple[Bits, Bits | None]:
     found = 0
     for place, value in enumerate(palette):
         np.equal(block, value, out=equal)
-        found += np.count_nonzero(equal)
+        found += int(np.count_nonzero(equal))
         for _ in range(place):  # sums of bytes, which are quicker than products
             codes += equal.view(np.uint8)
     return codes, None if found == len(block) else block[~np.isin(block, palette)]

@@ -16,11 +16,11 @@ from gradguard.evaluation.certificates.certify import run_epsilon
 from gradguard.evaluation.certificates.law import broken_certificates
 from gradguard.evaluation.certificates.record import multiset_bound, per_record_bound
 from gradguard.evaluation.errors import UnusableInputError
-from gradguard.evaluation.evaluate import cells
 from gradguard.evaluation.progress import Silent
 from gradguard.evaluation.running.bench import Cell, prepare
 from gradguard.evaluation.running.cell import attack_cell
 from gradguard.evaluation.running.rows import guarantees
+from gradguard.evaluation.running.units import cells
 from gradguard.finite import NonFiniteExampleError
 from tests.evaluation.examples import study_with
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -147,7 +148,7 @@ def test_sources_and_versions_change_every_hash(monkeypatch: pytest.MonkeyPatch)
 def test_the_sources_of_all_three_packages_count() -> None:
     import gradguard
 
-    root = module.Path(gradguard.__file__).parent
+    root = Path(gradguard.__file__).parent
     found = {str(path.relative_to(root)) for path in module._python_files(root)}
     assert {"core.py", "attacks/llg.py", "evaluation/running/keys.py"} <= found
     assert not any("views" in name for name in found)  # a new look makes no new results

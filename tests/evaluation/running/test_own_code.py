@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gradguard import Defense, ErrorFeedback, Only, Sign
 from gradguard.core import Grads, State
 from gradguard.evaluation import Study
+from gradguard.evaluation.models import Factory
 from gradguard.evaluation.running.bench import prepare
 from gradguard.evaluation.running.own_code import content, digest, model_code, probe
 from tests.evaluation.examples import NONE, STUDY
@@ -120,9 +121,13 @@ class Bent(nn.Module):
         return result
 
 
+def factory_of(bend: Callable[[Tensor], Tensor]) -> Factory:
+    return lambda shape, classes: Bent(bend)
+
+
 def test_a_model_that_differs_in_its_forward_pass_alone_shows_in_the_probe() -> None:
     benches = [
-        prepare(Study.from_dict(STUDY), factory=lambda shape, classes, bend=bend: Bent(bend))
+        prepare(Study.from_dict(STUDY), factory=factory_of(bend))
         for bend in (torch.relu, torch.tanh, torch.relu)
     ]
     first, second, third = (probe(bench, NONE, 0) for bench in benches)

@@ -33,8 +33,8 @@ def computed(store: Path) -> Counter[str]:
 
 def noisy() -> Study:
     noise = {"name": "noise", "transform": [{"AddGaussian": {"stddev": 0.01}}]}
-    attack = {"stages": ["init", "trained"], "attackers": ["LLG", "TemplateRegression(all)"]}
-    attack |= {"simulated": 40}
+    attack: dict[str, Any] = {"stages": ["init", "trained"], "simulated": 40}
+    attack |= {"attackers": ["LLG", "TemplateRegression(all)"]}
     return Study.from_dict(study_with(attack=attack, defense=[*STUDY["defense"], noise]))
 
 
