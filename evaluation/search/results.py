@@ -84,7 +84,8 @@ def print_found(found: Found, console: Console) -> None:
         Text(
             f"{len(found.tried)} different candidates, {failed} failed, {len(found.front)} on the "
             f"front; {found.settings.trials} proposed, seed {found.seed}. Advantages are the worst "
-            "over all conditions of the study, with the bad end of the interval.",
+            "over all conditions of the study, with the bad end of the interval. The best of many "
+            "may have been lucky: evaluate it with another seed before you rely on it.",
             style="dim",
         )
     )
