@@ -23,7 +23,7 @@ from gradguard.evaluation.provenance import provenance
 from gradguard.evaluation.report import Report, Row
 from gradguard.evaluation.running.assemble import Results, assembled
 from gradguard.evaluation.running.bench import Bench, prepare
-from gradguard.evaluation.running.keys import Keys, data_digest
+from gradguard.evaluation.running.keys import Keys
 from gradguard.evaluation.running.pool import (
     BACKENDS,
     Backend,
@@ -187,7 +187,6 @@ def _run(
         return run_here(bench, store, left, keys, progress)
     return run_elsewhere(
         *(bench, store, left, keys, progress),
-        data=data_digest(bench.data),
         jobs=jobs,
         backend=backend,
         address=address,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradguard import Defense
+from gradguard.evaluation.errors import one_line
 from gradguard.evaluation.message_size import dense_bytes
 from gradguard.evaluation.report import Failure, Row
 from gradguard.evaluation.running.bench import Bench, Cell
@@ -69,25 +70,37 @@ def _row(bench: Bench, results: Results, cell: Cell, defense: Defense) -> Row | 
     costs = costs_of(bench.study, defense)
     for unit in (*costs, *attacks):
         if unit in results.failures:
-            return Failure(
-                defense=defense.name,
-                composition=cell.composition,
-                stage=cell.stage,
-                batch_size=cell.batch_size,
-                rounds=cell.rounds,
-                why=results.failures[unit],
-            )
+            return _failure(cell, defense, results.failures[unit])
     found = {unit: results.of(unit) for unit in (*costs, *attacks)}
     if any(result is None for result in found.values()):
         return None
+    try:
+        return _made(bench, cell, defense, found)
+    except Exception as error:  # an accountant beyond its range, or whatever it may be
+        return _failure(cell, defense, f"{type(error).__name__}: {one_line(error)}")
+
+
+def _made(bench: Bench, cell: Cell, defense: Defense, found: dict[Unit, Any]) -> Row:
+    attacks = attacks_of(bench.study, defense, cell)
     return make_row(
         defense,
         cell,
         CellScores.joined([scores_from(found[unit]) for unit in attacks]),
-        _cost(bench, costs, found),
+        _cost(bench, costs_of(bench.study, defense), found),
         needs={name: attack.needs for name, attack in bench.attacks.items()},
         seed=bench.seed("intervals", cell.stage, cell.composition, cell.batch_size),
         guaranteed=guarantees(bench, cell, defense),
+    )
+
+
+def _failure(cell: Cell, defense: Defense, why: str) -> Failure:
+    return Failure(
+        defense=defense.name,
+        composition=cell.composition,
+        stage=cell.stage,
+        batch_size=cell.batch_size,
+        rounds=cell.rounds,
+        why=why,
     )
 
 

@@ -31,6 +31,7 @@ from gradguard.evaluation.training import Outcome, train
 MEMO_BYTES = 256 * 2**20
 # Likewise, for the other clients of cohorts.
 OTHERS_BYTES = 192 * 2**20
+DIVERGES = "training diverges even without a defence; lower training.learning_rate"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Bench:
     factory: Factory
     attacks: dict[str, Attack]
     _undefended: dict[int, Outcome] = field(default_factory=dict)
+    _diverged: set[int] = field(default_factory=set)
     _memos: dict[tuple[Cell, int], GradientMemo] = field(default_factory=dict)
     _others: dict[tuple[Cell, int, str], OtherClients] = field(default_factory=dict)
 
@@ -92,6 +94,8 @@ class Bench:
         Raises:
             UnusableInputError: It diverges.
         """
+        if repeat in self._diverged:  # for each of the cells that attack it
+            raise UnusableInputError(DIVERGES)
         outcome = train(
             self.fresh_model(repeat),
             self.part(self.parts.history),
@@ -101,9 +105,8 @@ class Bench:
             defense=None,
         )
         if outcome.diverged:
-            raise UnusableInputError(
-                "training diverges even without a defence; lower training.learning_rate"
-            )
+            self._diverged.add(repeat)
+            raise UnusableInputError(DIVERGES)
         return outcome
 
     def has_undefended(self, repeat: int) -> bool:

@@ -13,7 +13,7 @@ from gradguard.evaluation.progress import Progress
 from gradguard.evaluation.running.bench import Bench
 from gradguard.evaluation.running.cell import CellScores, attack_model
 from gradguard.evaluation.running.rows import train_defended, weigh
-from gradguard.evaluation.running.store import Store
+from gradguard.evaluation.running.store import Store, StoreError
 from gradguard.evaluation.running.units import Attacked, Trained, Undefended, Unit, Weighed
 from gradguard.evaluation.training import Outcome
 
@@ -25,16 +25,17 @@ def perform(
 
     Returns:
         Why it failed, or ``None``. A failure is not kept: the reason may be gone next time.
+
+    Raises:
+        StoreError: There is no room for it.
     """
     progress.doing(str(unit))
-    start = time.perf_counter()
+    store.begin(keys[unit])
+    why, facts = None, dict[str, str]()
     try:
-        if isinstance(unit, Undefended):
-            _undefended(bench, store, unit, keys)
-            return None
-        if isinstance(unit, Attacked) and unit.cell.stage == "trained":
-            _undefended(bench, store, Undefended(unit.repeat), keys)
-        store.write(keys[unit], _result(bench, unit, progress))
+        _perform(bench, store, unit, keys, progress)
+    except StoreError:
+        raise
     except UnusableInputError as error:
         why = one_line(error)
     except MemoryError:
@@ -42,14 +43,24 @@ def perform(
     except Exception as error:
         # A transform, an attack or a model of the user's own may raise anything, and hours of
         # other units are not to end here.
-        why = f"{type(error).__name__}: {one_line(error)}"
-        store.log(unit=str(unit), failed=why, traceback=traceback.format_exc())
-        return why
-    else:
-        store.log(unit=str(unit), key=keys[unit], seconds=round(time.perf_counter() - start, 3))
-        return None
-    store.log(unit=str(unit), failed=why)
+        why, facts = f"{type(error).__name__}: {one_line(error)}", {"at": traceback.format_exc()}
+    if why is not None:
+        store.log(unit=str(unit), failed=why, **facts)
+    store.ended(keys[unit])
     return why
+
+
+def _perform(
+    bench: Bench, store: Store, unit: Unit, keys: dict[Unit, str], progress: Progress
+) -> None:
+    start = time.perf_counter()
+    if isinstance(unit, Undefended):
+        _undefended(bench, store, unit, keys)
+        return
+    if isinstance(unit, Attacked) and unit.cell.stage == "trained":
+        _undefended(bench, store, Undefended(unit.repeat), keys)
+    store.write(keys[unit], _result(bench, unit, progress))
+    store.log(unit=str(unit), key=keys[unit], seconds=round(time.perf_counter() - start, 3))
 
 
 def _result(bench: Bench, unit: Unit, progress: Progress) -> dict[str, Any]:

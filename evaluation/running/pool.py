@@ -11,6 +11,7 @@ import pickle
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,6 @@ from gradguard.evaluation.models import Factory
 from gradguard.evaluation.progress import Progress, Silent
 from gradguard.evaluation.running.bench import Bench, prepare
 from gradguard.evaluation.running.follow import following
-from gradguard.evaluation.running.own_code import digest
 from gradguard.evaluation.running.perform import perform
 from gradguard.evaluation.running.ray_cluster import ray_cluster
 from gradguard.evaluation.running.store import Store
@@ -37,6 +37,14 @@ from gradguard.evaluation.study import Study
 Backend = Literal["loky", "ray"]
 BACKENDS = ("loky", "ray")
 
+KILLED = ("TerminatedWorkerError", "BrokenProcessPool", "ActorDiedError", "RayActorError")
+"""What joblib's backends raise where a worker has ended before its work."""
+
+MEMORY = (
+    "a worker process was ended from outside, as happens where memory runs out; try again with "
+    "fewer processes (--jobs), more memory or smaller batches, and --resume"
+)
+
 Failures = dict[Unit, str]
 """Why units failed."""
 
@@ -45,6 +53,7 @@ Failures = dict[Unit, str]
 class Parcel:
     """What a worker needs to make the bench of a study."""
 
+    name: str  # of its own: what came through another process need not be pickled again
     study: Study
     data: str  # a file: images are many, and tasks too
     names: tuple[str, int]
@@ -53,15 +62,11 @@ class Parcel:
     watch: bool  # end with the parent process
 
     @classmethod
-    def packed(cls, bench: Bench, store: Store, data: str, *, watch: bool) -> Parcel:
-        """The parcel of ``bench``, whose data lie in the store under the key ``data``."""
-        tensors = {"images": bench.data.images, "labels": bench.data.labels}
-        if store.read_tensors(data) is None:
-            store.write_tensors(data, tensors)
-        names, path = (bench.data.name, bench.data.num_classes), store.path(data, ".safetensors")
-        parcel = cls(
-            bench.study, str(path.absolute()), names, bench.factory, store.folder.absolute(), watch
-        )
+    def packed(cls, bench: Bench, store: Store, data: Path, *, watch: bool) -> Parcel:
+        """The parcel of ``bench``, whose images and labels lie in the file ``data``."""
+        names, folder = (bench.data.name, bench.data.num_classes), store.folder.absolute()
+        given = (bench.study, str(data.absolute()), names, bench.factory, folder, watch)
+        parcel = cls(uuid.uuid4().hex, *given)
         try:
             pickle.dumps(parcel)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -111,42 +116,80 @@ def run_elsewhere(
     keys: dict[Unit, str],
     progress: Progress,
     *,
-    data: str,
     jobs: int,
     backend: Backend,
     address: str | None,
 ) -> Failures:
     """Work through the tasks in ``jobs`` processes.
 
+    Guarantees:
+
+    - a worker that is killed fails the unit that it is killed with a second time, and no other.
+
     Raises:
         UnusableInputError: The factory cannot be sent, or there is no such cluster.
     """
-    parcel = Parcel.packed(bench, store, data, watch=backend == "loky")
-    calls = [
-        joblib.delayed(run_task)(parcel, task, {unit: keys[unit] for unit in needed(task, keys)})
-        for task in tasks
-    ]
     cluster = ray_cluster(jobs, address) if backend == "ray" else _loky()
-    with cluster as options, following(store, progress):
-        try:
+    with store.lent(bench.data.images, bench.data.labels) as data:
+        parcel = Parcel.packed(bench, store, data, watch=backend == "loky")
+
+        def work(left: Sequence[Task]) -> Failures:
+            calls = [joblib.delayed(run_task)(parcel, t, needed(t, keys)) for t in left]
             with joblib.parallel_config(n_jobs=jobs, **options):
                 found = joblib.Parallel(batch_size=1)(calls)
-        except Exception as error:
-            if type(error).__name__ not in ("TerminatedWorkerError", "ActorDiedError"):
-                raise
-            why = (
-                "a worker process was ended from outside, as happens where memory runs out; try "
-                "again with fewer processes (--jobs) and --resume"
-            )
-            return {unit: why for task in tasks for unit in task if not store.has(keys[unit])}
-    return {unit: why for failures in found for unit, why in failures.items()}
+            return {unit: why for failures in found for unit, why in failures.items()}
+
+        with cluster as options, following(store, progress):
+            return _survived(work, store, tasks, keys)
 
 
-def needed(task: Task, keys: dict[Unit, str]) -> list[Unit]:
-    """Units whose keys a task needs: its own, and the undefended models under them."""
-    repeats = {unit.repeat for unit in task if isinstance(unit, Attacked)}
-    shared = [unit for unit in keys if isinstance(unit, Undefended) and unit.repeat in repeats]
-    return [*task, *shared]
+def _survived(
+    work: Callable[[Sequence[Task]], Failures],
+    store: Store,
+    tasks: Sequence[Task],
+    keys: dict[Unit, str],
+) -> Failures:
+    """Work through the tasks, whatever becomes of the workers.
+
+    joblib cannot tell which worker was killed, and gives up all of them. Units that were at work
+    are then tried again, one by one, so that the one that takes too much memory fails alone.
+    """
+    failed: Failures = {}
+    left, start = list(tasks), store.log_size()
+    while left:
+        with _killed():
+            return failed | work(left)
+        done = store.logged(start)
+        open_units = [unit for task in left for unit in task if keys[unit] not in done]
+        # None has begun where workers die as they start: then each is tried, and all of them fail.
+        for unit in [u for u in open_units if store.begun(keys[u])] or open_units:
+            with _killed() as killed:
+                failed |= work([(unit,)])
+            if killed:
+                failed[unit] = MEMORY
+                store.ended(keys[unit])
+        done = store.logged(start)
+        todo = (tuple(u for u in t if u not in failed and keys[u] not in done) for t in left)
+        left = [task for task in todo if task]
+    return failed
+
+
+@contextlib.contextmanager
+def _killed() -> Iterator[list[str]]:
+    """Hold back the error of a worker that has ended; its name is then in the list."""
+    found: list[str] = []
+    try:
+        yield found
+    except Exception as error:
+        if type(error).__name__ not in KILLED:
+            raise
+        found.append(type(error).__name__)
+
+
+def needed(task: Task, keys: dict[Unit, str]) -> dict[Unit, str]:
+    """The keys that a task needs: of its own units, and of the undefended models under them."""
+    shared = {Undefended(unit.repeat) for unit in task if isinstance(unit, Attacked)}
+    return {unit: keys[unit] for unit in (*task, *shared) if unit in keys}
 
 
 @contextlib.contextmanager
@@ -164,11 +207,10 @@ def run_task(parcel: Parcel, task: Task, keys: dict[Unit, str]) -> Failures:
         # Ctrl-C reaches the workers of a terminal too; the parent speaks, and ends them.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     with one_thread():
-        name = digest(pickle.dumps(parcel))
-        if name not in _benches:
+        if parcel.name not in _benches:
             _benches.clear()
-            _benches[name] = parcel.bench()
-        return run_here(_benches[name], Store(parcel.store), [task], keys, Silent())
+            _benches[parcel.name] = parcel.bench()
+        return run_here(_benches[parcel.name], Store(parcel.store), [task], keys, Silent())
 
 
 _watching: list[Callable[[], None]] = []

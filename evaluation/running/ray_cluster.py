@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -54,6 +56,8 @@ def _start(ray: Any, jobs: int, address: str | None) -> None:
     # Workers import the model's factory by name, from where this process finds it.
     places = os.pathsep.join(path or os.getcwd() for path in sys.path)
     where = {"num_cpus": jobs} if address is None else {"address": address}
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
     try:
         with _quiet():
             ray.init(
@@ -67,6 +71,10 @@ def _start(ray: Any, jobs: int, address: str | None) -> None:
         raise UnusableInputError(
             f"no Ray cluster at {address or 'this machine'}: {one_line(error)}"
         ) from error
+    finally:
+        if main:
+            # Ray puts its own handler in the place of ours, which keeps the finished rows.
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -26,8 +26,13 @@ from gradguard.evaluation.output import write_atomically
 from gradguard.evaluation.running.own_code import digest
 
 FORMAT = 1
+LENT = "images-{}.safetensors"
 LOG = "log.jsonl"
 """A line for every unit that was computed: which, when, how long, by which process."""
+
+
+class StoreError(UnusableInputError):
+    """The folder of results can no longer be written; to compute on would be in vain."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +99,54 @@ class Store:
         with FileLock(path):
             yield
 
+    @contextlib.contextmanager
+    def lent(self, images: Tensor, labels: Tensor) -> Iterator[Path]:
+        """A file of images and labels for other processes, while they need it.
+
+        They may be private, and a folder of results is for showing around.
+        """
+        path = self.folder / LENT.format(os.getpid())
+        self._put(path, save({"images": images.contiguous(), "labels": labels.contiguous()}))
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    def begin(self, key: str) -> None:
+        """Note that a process works on ``key``; :meth:`begun` until :meth:`ended`."""
+        path = self.path(key, ".begun")
+        with self._writing():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+
+    def begun(self, key: str) -> bool:
+        """Whether a process works on ``key``, or was killed while it did."""
+        return self.path(key, ".begun").exists()
+
+    def ended(self, key: str) -> None:
+        """Note that nobody works on ``key``."""
+        self.path(key, ".begun").unlink(missing_ok=True)
+
     def log(self, **facts: Any) -> None:
         """Add a line to the log; one write, so that lines of several processes stay whole."""
         line = json.dumps(facts | {"time": round(time.time(), 3), "process": os.getpid()})
-        with (self.folder / LOG).open("ab") as file:
+        with self._writing(), (self.folder / LOG).open("ab") as file:
             file.write(line.encode() + b"\n")
+
+    def log_size(self) -> int:
+        """Bytes in the log so far."""
+        path = self.folder / LOG
+        return path.stat().st_size if path.exists() else 0
+
+    def logged(self, start: int) -> set[str]:
+        """Keys of what was finished since the log had ``start`` bytes."""
+        keys = set()
+        with contextlib.suppress(OSError), (self.folder / LOG).open("rb") as file:
+            file.seek(start)
+            for line in file:
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    keys.add(str(json.loads(line)["key"]))
+        return keys
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
@@ -111,8 +159,9 @@ class Store:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
-            for half in self.folder.glob("*/.*.*.*"):
-                half.unlink(missing_ok=True)
+            for pattern in ("*/.*.*.*", ".*.*.*", "*/*.begun", LENT.format("*")):
+                for left in self.folder.glob(pattern):
+                    left.unlink(missing_ok=True)
         except Timeout:
             raise UnusableInputError(
                 f"{self.folder}: another gradguard is at work there; wait for it, or choose "
@@ -128,8 +177,20 @@ class Store:
             lock.release()
 
     def _put(self, path: Path, content: bytes) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
+        with self._writing():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, content)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            why = error.strerror or type(error).__name__
+            raise StoreError(
+                f"{self.folder}: cannot be written any more ({why}); what is finished is there: "
+                "make room, and go on with --resume"
+            ) from error
 
 
 def _checksum(key: str, result: Any) -> str:
