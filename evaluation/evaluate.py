@@ -33,7 +33,7 @@ from gradguard.evaluation.running.pool import (
     run_here,
 )
 from gradguard.evaluation.running.store import Store
-from gradguard.evaluation.running.units import Unit, tasks_of
+from gradguard.evaluation.running.units import Undefended, Unit, tasks_of
 from gradguard.evaluation.study import Study
 
 
@@ -121,6 +121,10 @@ def evaluate(
         raise unknown("backend", str(backend), BACKENDS)
     if ray_address is not None and backend != "ray":
         raise UnusableInputError("an address of a Ray cluster goes with the backend 'ray'")
+    if ray_address is not None and store is None:
+        raise UnusableInputError(
+            "a Ray cluster needs a store: a folder for results that all of its machines see"
+        )
     progress = Silent() if progress is None else progress
     start, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
     # Before the folder is made: a study that cannot be used leaves nothing behind.
@@ -139,6 +143,7 @@ def evaluate(
                 started=started,
                 seconds=taken,
             )
+            facts |= {"jobs": jobs, "backend": backend}
             facts |= _judged(study, bench, results.rows)
             return Report(study.to_dict(), results.rows, facts, complete, results.failures)
 
@@ -173,16 +178,20 @@ def _run(
     resume: bool,
 ) -> Failures:
     """Compute what is not there; why units failed."""
-    tasks = tasks_of(bench.study, jobs=jobs)
-    progress.begin(sum(len(task) for task in tasks))
-    left = []
-    for task in tasks:
-        # Without resume all is computed anew, and replaces what is there when it comes: nothing
-        # is deleted beforehand, for whoever forgot to say so may want it back.
-        open_units = tuple(u for u in task if not (resume and store.has(keys[u])))
-        for _ in range(len(task) - len(open_units)):
-            progress.advance()
-        left += [open_units] if open_units else []
+    # Without resume all is computed anew, and replaces what is there when it comes: nothing is
+    # deleted beforehand, for whoever forgot to say so may want it back.
+    there = {unit for unit in keys if resume and _is_there(store, unit, keys[unit])}
+    progress.begin(len(keys), done=len(there))
+    damaged = sum(resume and store.path(keys[unit]).exists() for unit in keys.keys() - there)
+    if damaged:
+        progress.note(
+            f"{damaged} of the results in {store.folder} cannot be believed: cut short, changed, "
+            "or of something else; they are computed anew"
+        )
+    cut = (tuple(u for u in task if u not in there) for task in tasks_of(bench.study, jobs=jobs))
+    left = [task for task in cut if task]
+    if not left:
+        return {}
     if jobs == 1 and backend == "loky":
         return run_here(bench, store, left, keys, progress)
     return run_elsewhere(
@@ -191,6 +200,12 @@ def _run(
         backend=backend,
         address=address,
     )
+
+
+def _is_there(store: Store, unit: Unit, key: str) -> bool:
+    if isinstance(unit, Undefended):
+        return store.read_tensors(key) is not None
+    return store.has(key)
 
 
 def _judged(study: Study, bench: Bench, rows: Sequence[Row]) -> dict[str, object]:

@@ -19,8 +19,8 @@ SECONDS = 30
 class Progress(Protocol):
     """Told about the work by :func:`gradguard.evaluation.evaluate`."""
 
-    def begin(self, total: int) -> None:
-        """There are ``total`` pieces of work, of roughly equal length."""
+    def begin(self, total: int, done: int = 0) -> None:
+        """There are ``total`` pieces of work, of roughly equal length; ``done`` from before."""
         ...
 
     def doing(self, what: str) -> None:
@@ -31,17 +31,24 @@ class Progress(Protocol):
         """One more piece is done."""
         ...
 
+    def note(self, what: str) -> None:
+        """Something that whoever watches should know."""
+        ...
+
 
 class Silent:
     """Shows nothing: the default of :func:`gradguard.evaluation.evaluate`."""
 
-    def begin(self, total: int) -> None:
+    def begin(self, total: int, done: int = 0) -> None:
         pass
 
     def doing(self, what: str) -> None:
         pass
 
     def advance(self) -> None:
+        pass
+
+    def note(self, what: str) -> None:
         pass
 
 
@@ -61,13 +68,14 @@ class Lines:
 
     def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._console, self._clock = console, clock
-        self._total = self._done = 0
+        self._total = self._done = self._before = 0
         self._what = ""
         self._start = self._said = clock()
         self._spoken = False
 
-    def begin(self, total: int) -> None:
+    def begin(self, total: int, done: int = 0) -> None:
         self._total, self._start = total, self._clock()
+        self._done = self._before = done
 
     def doing(self, what: str) -> None:
         self._what = what
@@ -77,16 +85,23 @@ class Lines:
         if self._clock() - self._said >= SECONDS or (self._spoken and self._done == self._total):
             self._say()
 
+    def note(self, what: str) -> None:
+        self._print(f"gradguard: {what}")
+
     def _say(self) -> None:
         self._said, self._spoken = self._clock(), True
         taken = self._said - self._start
         words = f"gradguard: {self._done} of {self._total} done"
         if self._done == self._total:
             words += f" in {duration(taken)}"
-        elif self._done and taken > 0:
-            left = taken / self._done * (self._total - self._done)
-            words += f", {60 * self._done / taken:.0f} a minute, about {duration(left)} left"
-            words += f"; {self._what}"
+        elif self._done > self._before and taken > 0:
+            # What was there before took no time, and what is left will.
+            rate = (self._done - self._before) / taken
+            left = (self._total - self._done) / rate
+            words += f", {60 * rate:.0f} a minute, about {duration(left)} left; {self._what}"
+        self._print(words)
+
+    def _print(self, words: str) -> None:
         # A line that is folded or styled would be harder to search for.
         self._console.print(words, soft_wrap=True, markup=False, highlight=False)
 
@@ -121,7 +136,7 @@ class Bar(AbstractContextManager["Bar"]):
             disable=not console.is_terminal,
         )
         self._task = self._progress.add_task("preparing", total=None, rate="")
-        self._start, self._done = time.monotonic(), 0
+        self._start, self._done = time.monotonic(), 0  # pieces of this run alone
 
     def __enter__(self) -> Bar:
         self._progress.start()
@@ -135,9 +150,10 @@ class Bar(AbstractContextManager["Bar"]):
     ) -> None:
         self._progress.stop()
 
-    def begin(self, total: int) -> None:
+    def begin(self, total: int, done: int = 0) -> None:
         self._start = time.monotonic()
-        self._progress.update(self._task, total=total)
+        # Not an advance: the time left is estimated from those.
+        self._progress.reset(self._task, total=total, completed=done)
 
     def doing(self, what: str) -> None:
         self._progress.update(self._task, description=what)
@@ -146,3 +162,7 @@ class Bar(AbstractContextManager["Bar"]):
         self._done += 1
         rate = 60 * self._done / max(time.monotonic() - self._start, 1e-3)
         self._progress.update(self._task, advance=1, rate=f"{rate:.0f}/min")
+
+    def note(self, what: str) -> None:
+        said = f"gradguard: {what}"
+        self._progress.console.print(said, soft_wrap=True, markup=False, highlight=False)

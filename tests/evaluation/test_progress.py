@@ -54,6 +54,33 @@ def test_a_log_gets_a_line_every_thirty_seconds_and_one_at_the_end() -> None:
     ]
 
 
+def test_what_was_done_before_counts_neither_as_quick_nor_as_left() -> None:
+    stream, clock = io.StringIO(), Clock()
+    lines = Lines(Console(file=stream, width=60), clock=clock)
+    lines.begin(100, done=90)
+    lines.doing("a")
+    clock.now += 60
+    lines.advance()
+    assert stream.getvalue() == ("gradguard: 91 of 100 done, 1 a minute, about 9 min 0 s left; a\n")
+
+
+def test_a_bar_begins_with_what_was_done_before() -> None:
+    stream = io.StringIO()
+    with Bar(Console(file=stream, force_terminal=True, width=120)) as bar:
+        bar.begin(5, done=3)
+        bar.advance()
+    assert "4/5" in stream.getvalue()
+
+
+def test_a_note_is_shown_in_logs_and_above_a_bar() -> None:
+    for terminal in (False, True):
+        stream = io.StringIO()
+        with shown(Console(file=stream, force_terminal=terminal, width=100)) as progress:
+            progress.begin(1)
+            progress.note("[b] was damaged")
+        assert "gradguard: [b] was damaged" in stream.getvalue()
+
+
 def test_what_is_quickly_over_is_not_spoken_of() -> None:
     assert told(1) == []
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gradguard import Defense, Grads, State
 from gradguard.evaluation import Report, Study, UnusableInputError, evaluate
+from gradguard.evaluation.progress import Silent
 from gradguard.evaluation.running.store import LOG
 from tests.evaluation.examples import STUDY, study_with
 
@@ -96,7 +97,57 @@ def test_a_result_that_was_tampered_with_is_computed_anew(tmp_path: Path) -> Non
     first = evaluate(study, store=tmp_path)
     for path in tmp_path.glob("*/*.json"):
         path.write_text(path.read_text().replace("1.0", "0.0"))
-    assert timeless(evaluate(study, store=tmp_path, resume=True)) == timeless(first)
+    progress = Notes()
+    again = evaluate(study, store=tmp_path, resume=True, progress=progress)
+    assert timeless(again) == timeless(first)
+    [said] = progress.said
+    assert "results in" in said
+    assert "cannot be believed" in said
+
+
+def test_a_model_that_was_tampered_with_is_trained_anew(tmp_path: Path) -> None:
+    study = Study.from_dict(study_with(attack={"stages": ["trained"]}))
+    first = evaluate(study, store=tmp_path)
+    [model, _] = tmp_path.glob("*/*.safetensors")
+    model.write_bytes(model.read_bytes()[:-4] + b"\0\0\0\1")
+    progress = Notes()
+    again = evaluate(study, store=tmp_path, resume=True, progress=progress)
+    assert timeless(again) == timeless(first)
+    assert len(progress.said) == 1
+    assert sorted(computed(tmp_path).values())[-2:] == [1, 2]
+
+
+def test_what_was_there_is_counted_as_done_from_before(tmp_path: Path) -> None:
+    study, progress = Study.from_dict(STUDY), Notes()
+    evaluate(replace(study, defenses=study.defenses[:1]), store=tmp_path)
+    evaluate(study, store=tmp_path, resume=True, progress=progress)
+    assert progress.begun == (10, 5)
+    assert progress.advanced == 5
+    assert progress.said == []
+
+
+def test_a_report_says_in_how_many_processes_it_was_made() -> None:
+    facts = evaluate(Study.from_dict(STUDY)).provenance
+    assert (facts["jobs"], facts["backend"]) == (1, "loky")
+    assert len(facts["sources"]) == len(facts["data"]["digest"]) == 40
+    assert facts["hardware"]["cores"] >= 1
+
+
+class Notes(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.begun, self.advanced = (0, 0), 0
+        self.said: list[str] = []
+
+    def begin(self, total: int, done: int = 0) -> None:
+        self.begun = (total, done)
+
+    def advance(self) -> None:
+        self.advanced += 1
+
+    def note(self, what: str) -> None:
+        self.said.append(what)
 
 
 class DiesOnce:
@@ -133,7 +184,10 @@ def test_an_unknown_backend_and_a_ray_client_are_refused(tmp_path: Path) -> None
     study = Study.from_dict(STUDY)
     with pytest.raises(UnusableInputError, match="unknown backend: 'rya'; did you mean 'ray'"):
         evaluate(study, backend="rya")  # type: ignore[arg-type]
+    client = "ray://127.0.0.1:10001"
     with pytest.raises(UnusableInputError, match="give the cluster's own host:port"):
-        evaluate(study, backend="ray", ray_address="ray://127.0.0.1:10001", jobs=2)
+        evaluate(study, store=tmp_path, backend="ray", ray_address=client, jobs=2)
+    with pytest.raises(UnusableInputError, match="needs a store: a folder"):
+        evaluate(study, backend="ray", ray_address="127.0.0.1:6379", jobs=2)
     with pytest.raises(UnusableInputError, match="goes with the backend 'ray'"):
         evaluate(study, ray_address="127.0.0.1:6379")
