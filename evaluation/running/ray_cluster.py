@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import sys
 import threading
 import warnings
@@ -13,6 +14,8 @@ from typing import Any
 
 from gradguard.evaluation.errors import UnusableInputError, one_line
 
+SECONDS = 10
+"""In which a cluster must answer."""
 MISSING = "the backend 'ray' needs Ray; install it by pip install 'gradguard[ray]'"
 
 
@@ -32,6 +35,8 @@ def ray_cluster(jobs: int, address: str | None) -> Iterator[dict[str, Any]]:
             f"--ray-address {address}: joblib does not work through Ray's client; give the "
             "cluster's own host:port, on a machine of the cluster"
         )
+    if address is not None:
+        _reach(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
@@ -50,6 +55,20 @@ def ray_cluster(jobs: int, address: str | None) -> Iterator[dict[str, Any]]:
     finally:
         if started:
             ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Find out whether anything listens there: Ray itself would ask for minutes, and aloud."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UnusableInputError(f"--ray-address must be host:port, got {address!r}")
+    try:
+        socket.create_connection((host, int(port)), timeout=SECONDS).close()
+    except OSError as error:
+        raise UnusableInputError(
+            f"no Ray cluster at {address}: {one_line(error)}; start one with "
+            "`ray start --head --port=PORT`, or leave out --ray-address"
+        ) from error
 
 
 def _start(ray: Any, jobs: int, address: str | None) -> None:
