@@ -74,7 +74,8 @@ def _reach(address: str) -> None:
 def _start(ray: Any, jobs: int, address: str | None) -> None:
     # Workers import the model's factory by name, from where this process finds it.
     places = os.pathsep.join(path or os.getcwd() for path in sys.path)
-    where = {"num_cpus": jobs} if address is None else {"address": address}
+    # "local": without it Ray joins whatever cluster was last started on this machine.
+    where = {"address": "local", "num_cpus": jobs} if address is None else {"address": address}
     main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
     try:

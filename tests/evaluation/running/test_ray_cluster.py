@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -40,9 +42,11 @@ def address() -> Iterator[str]:
     command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"]
     command += [f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=2"]
     command += ["--include-dashboard=false", "--object-store-memory=100000000"]
+    # Short, for there are sockets in it; and not Ray's own, where it leaves a note for all others.
+    folder = tempfile.mkdtemp(prefix="ray-")
     with subprocess.Popen(
         command,
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | {"RAY_TMPDIR": folder},
         start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -59,6 +63,7 @@ def address() -> Iterator[str]:
             # Its own session: whatever else of Ray runs on this machine is not touched.
             os.killpg(head.pid, signal.SIGTERM)
             head.wait(timeout=30)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.slow
