@@ -31,6 +31,10 @@ from gradguard.updates.update_guard import UpdateGuard
 _NOISE = "1:AddGaussian"  # its place in the state of the chain below
 
 
+MOST_EPSILON = 500.0
+"""Of a budget: beyond it exp(epsilon) leaves double precision, and nothing is protected."""
+
+
 @dataclass(frozen=True)
 class ClientDP:
     """Clip a client's model update, and add Gaussian noise before it leaves the client.
@@ -67,8 +71,9 @@ class ClientDP:
     ) -> ClientDP:
         """The least noise with which ``rounds`` updates of a client cost at most ``epsilon``."""
         check_number("epsilon", epsilon)
-        if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1:
-            raise ValueError(f"rounds must be a whole number of at least 1, got {rounds!r}")
+        if epsilon > MOST_EPSILON:
+            raise ValueError(f"epsilon must be at most {MOST_EPSILON:g}, got {epsilon!r}")
+        _check_rounds(rounds)
         check_delta(delta)
         # Upwards, so that rounding does not cost a hair more than the budget.
         noise = math.sqrt(rounds) / gaussian_mu(epsilon, delta) * (1 + 1e-9)
@@ -76,6 +81,7 @@ class ClientDP:
 
     def epsilon(self, rounds: int) -> float:
         """Epsilon at ``delta`` of a client that takes part in so many rounds."""
+        _check_rounds(rounds)
         return gaussian_dp_epsilon(math.sqrt(rounds) / self.noise_multiplier, self.delta)
 
     def transform(self, after: GradTransform | None = None) -> GradTransform:
@@ -83,6 +89,11 @@ class ClientDP:
         clip = ClipByGlobalNorm(self.max_update_norm)
         noise = AddGaussian(self.noise_multiplier * self.max_update_norm)
         return chain(clip, noise) if after is None else chain(clip, noise, after)
+
+
+def _check_rounds(rounds: object) -> None:
+    if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1:
+        raise ValueError(f"rounds must be a whole number of at least 1, got {rounds!r}")
 
 
 class PrivateUpdateGuard(UpdateGuard):
@@ -99,7 +110,8 @@ class PrivateUpdateGuard(UpdateGuard):
 
     Not guaranteed: anything about what leaves beside the update (losses, numbers of examples,
     whether a client answers at all: a model that is not finite raises), a clipping norm that was
-    chosen from the data, floating-point rounding of the noise, and people who hold several clients.
+    chosen from the data, floating-point rounding of the noise, people who hold several clients,
+    and an older ledger that is loaded into a new guard: it does not know what was sent since.
 
     Args:
         model: The client's, for what is a parameter and what a buffer.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from gradguard.transforms.routing import NamedParameters
+from gradguard.updates.errors import UpdateError
 
 Entries = Mapping[str, Tensor]
 """A model by name, as ``state_dict()`` gives it."""
@@ -27,11 +28,11 @@ class UpdateLayout:
 
     Args:
         parameters: Trained by gradients and transformed; of several names for one tensor the
-            first.
+            first that is a parameter's.
         buffers: All floating-point entries that are not: statistics, tables, constants.
         counters: Entries that hold no floating-point numbers.
         frozen: Parameters that are not trained.
-        ties: Every further name of a tensor, with the first.
+        ties: Every further name of a tensor, with the one that it has above.
     """
 
     parameters: tuple[str, ...]
@@ -60,6 +61,9 @@ class UpdateLayout:
 def layout_of_model(model: nn.Module) -> UpdateLayout:
     """The layout of what ``model.state_dict()`` gives; the model knows what is a parameter.
 
+    Raises:
+        UpdateError: One tensor is trained under one name and frozen under another.
+
     >>> layout = layout_of_model(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)))
     >>> layout.parameters, layout.buffers, layout.counters
     (('0.weight', '0.bias', '1.weight', '1.bias'), ('1.running_mean', '1.running_var'), \
@@ -86,19 +90,29 @@ def layout_of_entries(entries: Entries) -> UpdateLayout:
 
 
 def _layout(entries: Entries, trained: set[str], frozen: set[str]) -> UpdateLayout:
-    found: dict[str, list[str]] = {"parameters": [], "buffers": [], "counters": [], "frozen": []}
-    ties, first_of = [], dict[object, str]()
+    together: dict[object, list[str]] = {}
     for name, tensor in entries.items():
-        first = first_of.setdefault(_memory(tensor), name) if tensor.numel() else name
-        if first != name:
-            ties.append((name, first))
-        elif name in trained:
-            found["parameters"].append(name)
-        elif name in frozen:
-            found["frozen"].append(name)
+        together.setdefault(_memory(tensor) if tensor.numel() else name, []).append(name)
+    first_of = {}
+    for names in together.values():
+        learnt = [name for name in names if name in trained]
+        if learnt and any(name in frozen for name in names):
+            raise UpdateError(
+                f"{learnt[0]!r} is trained and, under another of its names {names}, frozen; let "
+                "both require a gradient or none"
+            )
+        # A parameter before a buffer: a buffer is withheld or sent as it is, a parameter never.
+        first_of |= dict.fromkeys(names, next(iter(learnt or names)))
+    found: dict[str, list[str]] = {"parameters": [], "buffers": [], "counters": [], "frozen": []}
+    for name, tensor in entries.items():
+        if first_of[name] != name:
+            continue
+        if name in trained or name in frozen:
+            found["parameters" if name in trained else "frozen"].append(name)
         else:
             found["buffers" if tensor.is_floating_point() else "counters"].append(name)
-    return UpdateLayout(**{k: tuple(v) for k, v in found.items()}, ties=tuple(ties))
+    ties = tuple((name, first) for name, first in first_of.items() if name != first)
+    return UpdateLayout(**{k: tuple(v) for k, v in found.items()}, ties=ties)
 
 
 def _memory(tensor: Tensor) -> object:

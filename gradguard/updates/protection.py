@@ -96,6 +96,10 @@ def protect(
     params = layout.named_parameters(before)
     state = _state(transform, params, state)
     changes: Grads = [_difference(before[name], after[name]) for name in layout.parameters]
+    for index, (name, change) in enumerate(zip(layout.parameters, changes, strict=True)):
+        # Here, for not every transform looks: the difference of finite numbers may overflow.
+        if change is not None and not is_finite(change):
+            raise NonFiniteUpdateError(index, name=name, what="contains NaN or infinity")
     try:
         sent, new = transform.update(changes, state)
     except NonFiniteGradientError as error:

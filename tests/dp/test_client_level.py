@@ -209,6 +209,10 @@ def test_rounds_and_delta_out_of_range_are_refused() -> None:
     for rounds in (0, -1, 1.5, True):
         with pytest.raises(ValueError, match="rounds must be"):
             ClientDP.for_budget(1.0, rounds=rounds, max_update_norm=1.0)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="rounds must be"):
+            ClientDP(1.0, 1.0).epsilon(rounds)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="epsilon must be at most 500"):
+        ClientDP.for_budget(1000.0, rounds=1, max_update_norm=1.0)
     for delta in (0.0, 1.0, float("nan")):
         with pytest.raises(ValueError, match="delta must be"):
             ClientDP(1.0, 1.0, delta=delta)

@@ -144,6 +144,30 @@ def test_tied_weights_that_differ_are_refused() -> None:
         protect(before, after, Sign(), layout=layout)
 
 
+def test_a_parameter_that_a_buffer_shares_is_transformed_all_the_same() -> None:
+    model = nn.Module()
+    model.fc = nn.Linear(3, 2)
+    model.register_buffer("view", model.fc.weight.data)  # listed before its children's parameters
+    layout = layout_of_model(model)
+    assert layout.parameters == ("fc.weight", "fc.bias")
+    assert layout.ties == (("view", "fc.weight"),)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    after = {name: t + 1.5 for name, t in before.items()}
+    for buffers in ("withhold", "send"):
+        update, _ = protect(before, after, Sign(), layout=layout, buffers=buffers)
+        assert torch.equal(update["view"], update["fc.weight"])
+        noised, _ = protect(before, after, AddGaussian(100.0), layout=layout, buffers=buffers)
+        assert float((noised["fc.weight"] - 1.5).abs().max()) > 1
+
+
+def test_a_tensor_that_is_trained_and_frozen_at_once_is_refused() -> None:
+    model = nn.Module()
+    model.one, model.other = nn.Linear(3, 2), nn.Linear(3, 2)
+    model.other.weight = nn.Parameter(model.one.weight.data, requires_grad=False)
+    with pytest.raises(UpdateError, match="trained and, under another of its names"):
+        layout_of_model(model)
+
+
 def test_a_0_d_parameter_is_clipped_and_noised_like_others() -> None:
     before, after = {"logit_scale": torch.tensor(1.0)}, {"logit_scale": torch.tensor(51.0)}
     clipped, _ = protect(before, after, ClipByGlobalNorm(1.0))
@@ -180,8 +204,9 @@ def test_nan_and_infinity_are_refused_by_name_before_noise_is_drawn(
 
 def test_a_difference_that_overflows_is_refused_by_name() -> None:
     before, after = {"w": torch.tensor([-3e38])}, {"w": torch.tensor([3e38])}
-    with pytest.raises(NonFiniteUpdateError, match="'w' contains"):
-        protect(before, after, Sign())
+    for transform in (Sign(), Identity()):
+        with pytest.raises(NonFiniteUpdateError, match="'w' contains"):
+            protect(before, after, transform)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
