@@ -273,7 +273,8 @@ def interrupt_after(
 
 @pytest.mark.slow
 def test_ctrl_c_before_the_first_row_writes_no_report(tmp_path: Path) -> None:
-    done = interrupt_after(2, write_study(tmp_path, model={}, training={"steps": 10**7}))
+    # One to try out the study, two for the hashes of each seed's model; the sixth is trained.
+    done = interrupt_after(6, write_study(tmp_path, model={}, training={"steps": 10**7}))
     assert done.returncode == 130
     assert done.stdout == ""
     assert "--resume goes on from there" in done.stderr
