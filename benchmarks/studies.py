@@ -85,7 +85,7 @@ def _overhead(store: Store, study: Study) -> float:
     taken = time.perf_counter() - start
     assert all(held)
     lines = (store.folder / LOG).read_text().splitlines()
-    return taken / float(sum(json.loads(line)["seconds"] for line in lines))
+    return taken / float(sum(json.loads(line).get("seconds", 0) for line in lines))
 
 
 def cells_in(table: dict[str, Any]) -> int:

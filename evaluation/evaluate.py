@@ -16,6 +16,7 @@ from gradguard.evaluation.certificates.law import (
 )
 from gradguard.evaluation.data import Data
 from gradguard.evaluation.errors import UnusableInputError, unknown
+from gradguard.evaluation.interruption import uninterrupted
 from gradguard.evaluation.models import Factory
 from gradguard.evaluation.nesting import weak_attacks, weak_pooling
 from gradguard.evaluation.progress import Progress, Silent
@@ -147,11 +148,13 @@ def evaluate(
             facts |= _judged(study, bench, results.rows)
             return Report(study.to_dict(), results.rows, facts, complete, results.failures)
 
+        failures: Failures = {}
         try:
             failures = _run(bench, folder, keys, progress, jobs, backend, ray_address, resume)
+            finished = report(failures, complete=True)
         except KeyboardInterrupt as interrupt:
-            raise InterruptedStudyError(report({}, complete=False)) from interrupt
-        finished = report(failures, complete=True)
+            with uninterrupted():
+                raise InterruptedStudyError(report(failures, complete=False)) from interrupt
     if not finished.rows:
         raise UnusableInputError(finished.failures[0].why)
     return finished

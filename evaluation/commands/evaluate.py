@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
+from rich.console import Console
 
 from gradguard.attacks.head import find_head
 from gradguard.evaluation.errors import UnusableInputError
 from gradguard.evaluation.evaluate import InterruptedStudyError, evaluate
+from gradguard.evaluation.interruption import uninterrupted
 from gradguard.evaluation.models import build_model, find_factory
 from gradguard.evaluation.output import check_writable, write_report
 from gradguard.evaluation.progress import shown
@@ -85,7 +84,9 @@ def command(
         )
     except KeyboardInterrupt:
         # Caught here: typer would turn it into an exit without a word.
-        typer.echo("gradguard: interrupted before any work was done; nothing was written", err=True)
+        begun = (out / STORE).is_dir()
+        words = GO_ON if begun else "no work was done, and nothing was written"
+        typer.echo(f"gradguard: interrupted; {words}", err=True)
         code = INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -156,38 +157,31 @@ def default_jobs() -> int:
 def _deliver(report: Report, out: Path, *, quiet: bool, as_json: bool) -> None:
     """Write the report, then show it: a terminal that is gone must not cost the files."""
     console = make_console()
-    with _uninterrupted():
+    with uninterrupted():
         try:
             paths = write_report(report, out)
         except OSError as error:
-            # What cannot be kept is at least shown.
-            print_report(report, console)
+            _show(report, console, quiet=quiet, as_json=as_json)  # what cannot be kept
             why = error.strerror or type(error).__name__
-            raise UnusableInputError(f"{out}: the report could not be written ({why})") from error
+            raise UnusableInputError(
+                f"{out}: the report could not be written ({why}); {GO_ON}"
+            ) from error
     written = ", ".join(str(path) for path in paths)
     try:
-        if as_json:
-            sys.stdout.write(report.to_json())
-            sys.stdout.flush()
-        elif not quiet:
-            print_report(report, console)
+        _show(report, console, quiet=quiet, as_json=as_json)
+        if not (quiet or as_json):
             console.print(f"Written: {written}", soft_wrap=True, markup=False)
     except OSError as error:
         why = error.strerror or type(error).__name__
         raise UnusableInputError(f"written: {written}, but not shown ({why})") from error
 
 
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C is often pressed twice; the second is not to stop what the first one asked for."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread is ever interrupted, and only it may say how
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+def _show(report: Report, console: Console, *, quiet: bool, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(report.to_json())
+        sys.stdout.flush()
+    elif not quiet:
+        print_report(report, console)
 
 
 def chosen_study(

@@ -24,15 +24,16 @@ def following(store: Store, progress: Progress) -> Iterator[None]:
     start = path.stat().st_size if path.exists() else 0
 
     def look(position: int) -> int:
-        with contextlib.suppress(OSError), path.open("rb") as file:
+        with contextlib.suppress(OSError, ValueError), path.open("rb") as file:
             file.seek(position)
             for line in file:
                 if not line.endswith(b"\n"):
                     break  # half written: next time
                 position += len(line)
-                with contextlib.suppress(ValueError):
-                    progress.doing(str(json.loads(line)["unit"]))
-                progress.advance()
+                entry = json.loads(line)
+                progress.doing(str(entry["unit"]))
+                if not entry.get("shared"):  # trained on the way to another unit
+                    progress.advance()
         return position
 
     def watch(position: int) -> None:

@@ -55,10 +55,11 @@ def _perform(
 ) -> None:
     start = time.perf_counter()
     if isinstance(unit, Undefended):
-        _undefended(bench, store, unit, keys)
+        if not _undefended(bench, store, unit, keys):
+            store.log(unit=str(unit), taken=True)
         return
     if isinstance(unit, Attacked) and unit.cell.stage == "trained":
-        _undefended(bench, store, Undefended(unit.repeat), keys)
+        _undefended(bench, store, Undefended(unit.repeat), keys, shared=True)
     store.write(keys[unit], _result(bench, unit, progress))
     store.log(unit=str(unit), key=keys[unit], seconds=round(time.perf_counter() - start, 3))
 
@@ -95,20 +96,32 @@ def scores_from(table: dict[str, Any]) -> CellScores:
     return CellScores(parts[0], parts[1], table["skipped"])
 
 
-def _undefended(bench: Bench, store: Store, unit: Undefended, keys: dict[Unit, str]) -> None:
-    """Give ``bench`` the model of ``unit``, from the store; trained and put there if need be."""
+def _undefended(
+    bench: Bench, store: Store, unit: Undefended, keys: dict[Unit, str], **facts: bool
+) -> bool:
+    """Give ``bench`` the model of ``unit``, from the store; trained and put there if need be.
+
+    Args:
+        facts: For the log, where it is trained.
+
+    Returns:
+        Whether it was trained now.
+    """
     if bench.has_undefended(unit.repeat):
-        return
+        return False
     key, start = keys[unit], time.perf_counter()
     with store.alone(key):  # the others wait, and take it from the store
-        if store.read_tensors(key) is None:
+        trained = store.read_tensors(key) is None
+        if trained:
             outcome = bench.train_undefended(unit.repeat)
             store.write_tensors(key, outcome.model.state_dict(), accuracy=outcome.accuracy)
-            store.log(unit=str(unit), key=key, seconds=round(time.perf_counter() - start, 3))
+            seconds = round(time.perf_counter() - start, 3)
+            store.log(unit=str(unit), key=key, seconds=seconds, **facts)
     # From the store wherever it was trained: every process attacks the same model.
-    held, facts = store.read_tensors(key), store.read(key)
+    held, described = store.read_tensors(key), store.read(key)
     if held is None:
         raise UnusableInputError(f"{store.path(key)}: cannot be read back; is the disk full?")
     model = bench.fresh_model(unit.repeat)
     model.load_state_dict(held)
-    bench.take_undefended(unit.repeat, Outcome(model, facts["accuracy"], False))
+    bench.take_undefended(unit.repeat, Outcome(model, described["accuracy"], False))
+    return trained

@@ -67,13 +67,9 @@ class Parcel:
         names, folder = (bench.data.name, bench.data.num_classes), store.folder.absolute()
         given = (bench.study, str(data.absolute()), names, bench.factory, folder, watch)
         parcel = cls(uuid.uuid4().hex, *given)
-        try:
-            pickle.dumps(parcel)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise UnusableInputError(
-                f"the model's factory cannot be sent to another process ({one_line(error)}); "
-                "define it in a module, or use jobs=1"
-            ) from error
+        _check_sendable("the model's factory", bench.factory)
+        for defense in bench.study.defenses:
+            _check_sendable(f"defence {defense.name!r}", defense)
         return parcel
 
     def bench(self) -> Bench:
@@ -82,6 +78,16 @@ class Parcel:
         name, classes = self.names
         data = Data(name, tensors["images"], tensors["labels"], classes)
         return prepare(self.study, data=data, factory=self.factory, checked=True)
+
+
+def _check_sendable(what: str, value: object) -> None:
+    try:
+        pickle.dumps(value)
+    except Exception as error:  # a user's own __getstate__ may raise anything
+        raise UnusableInputError(
+            f"{what} cannot be sent to another process ({one_line(error)}); define it in a "
+            "module, or use jobs=1"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -181,6 +187,14 @@ def _killed() -> Iterator[list[str]]:
     try:
         yield found
     except Exception as error:
+        if "un-serialize" in str(error):
+            # Not a worker's death: it would only happen again, with every unit.
+            cause = error.__cause__ or error
+            raise UnusableInputError(
+                "another process could not read a defence or the model's factory "
+                f"({one_line(cause)[-200:]}); define them in a module that can be imported, or "
+                "use jobs=1"
+            ) from error
         if type(error).__name__ not in KILLED:
             raise
         found.append(type(error).__name__)
