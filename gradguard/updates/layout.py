@@ -93,7 +93,7 @@ def _layout(entries: Entries, trained: set[str], frozen: set[str]) -> UpdateLayo
     together: dict[object, list[str]] = {}
     for name, tensor in entries.items():
         together.setdefault(_memory(tensor) if tensor.numel() else name, []).append(name)
-    first_of = {}
+    first_of: dict[str, str] = {}
     for names in together.values():
         learnt = [name for name in names if name in trained]
         if learnt and any(name in frozen for name in names):

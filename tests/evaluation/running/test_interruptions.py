@@ -19,7 +19,7 @@ from gradguard.evaluation import InterruptedStudyError, Report, Study, UnusableI
 from gradguard.evaluation.commands import evaluate as command
 from gradguard.evaluation.interruption import uninterrupted
 from gradguard.evaluation.progress import Silent
-from gradguard.evaluation.running import assemble
+from gradguard.evaluation.running import assemble, rows
 from tests.evaluation.examples import STUDY, run, study_with
 from tests.evaluation.test_cli import write_study
 
@@ -41,7 +41,7 @@ def test_ctrl_c_after_the_last_cell_keeps_all_rows(
     monkeypatch: pytest.MonkeyPatch, presses: int
 ) -> None:
     """While rows are made, and again while the rows of an interrupted run are made."""
-    monkeypatch.setattr(assemble, "guarantees", interrupting(assemble.guarantees, [presses]))
+    monkeypatch.setattr(assemble, "guarantees", interrupting(rows.guarantees, [presses]))
     with pytest.raises(InterruptedStudyError) as caught:
         evaluate(Study.from_dict(STUDY))
     assert len(caught.value.report.rows) == 2
