@@ -65,6 +65,7 @@ class Monitor:
       global random state are bitwise what they were;
     - with ``"block"`` :meth:`check` raises before anything is sent, and in every further step
       until a later measurement holds the limit;
+    - where a measurement fails :meth:`check` raises, and the next call measures again;
     - the limit is held against the bad end of the 95 % interval;
     - where no attack can be mounted it raises; that is never taken for safety.
 
@@ -175,20 +176,26 @@ class Monitor:
             LeakageError: With ``action="block"``, where the last measurement exceeds the limit.
             UnusableInputError: No attack can be mounted on this model.
         """
-        step, self._calls = self._calls, self._calls + 1
-        found = None
+        step, found = self._calls, None
         if step % self.every == 0:
-            # Until this measurement is done, the last one holds.
-            found = self.measure(step=step, labels=labels)
+            # Where this fails no step is counted: the next call measures, and none is let through.
+            found = self._measured(step, labels)
             self._blocked = found if self.action == "block" and found.exceeded else None
+        self._calls += 1
+        if found is not None:
+            self._tell(found)  # decided before: a log that fails ends no block
         if self._blocked is not None:
             raise LeakageError(self._blocked)
         return found
 
     def measure(self, *, step: int | None = None, labels: Tensor | None = None) -> Leakage:
         """Measure now and log it; warns where ``action`` says so, and never blocks."""
+        found = self._measured(self._calls if step is None else step, labels)
+        self._tell(found)
+        return found
+
+    def _measured(self, step: int, labels: Tensor | None) -> Leakage:
         began = time.perf_counter()
-        step = self._calls if step is None else step
         model = self._copy()
         knowledge = Knowledge(
             model=model,
@@ -217,13 +224,15 @@ class Monitor:
         found = self._leakage(played, step, time.perf_counter() - began)
         if labels is not None:
             found = replace(found, own_batch=self._own_batch(played, knowledge, labels, step))
+        return found
+
+    def _tell(self, found: Leakage) -> None:
         self.history.append(found)
         for log in self.log if isinstance(self.log, list) else [self.log]:
             if log is not None:
                 log(found)
         if self.action == "warn" and found.exceeded:
             warnings.warn(str(found), LeakageWarning, stacklevel=3)
-        return found
 
     def _leakage(self, played: Played, step: int, seconds: float) -> Leakage:
         worst = played.worst

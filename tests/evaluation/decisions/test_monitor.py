@@ -42,6 +42,7 @@ from gradguard.evaluation import (
     TensorBoardLog,
 )
 from gradguard.evaluation.decisions.own_state import OwnStateClient, plain_copy
+from gradguard.finite import NonFiniteGradientError
 from gradguard.hook_warning import without_hook_warning
 from tests.evaluation.decisions.messages import AUXILIARY, BATCH, NONE, net, victims
 
@@ -399,12 +400,37 @@ def test_a_console_line_says_what_was_measured() -> None:
     assert re.match(r"gradguard step 0: \w+.* reads \d+ % of the labels", stream.getvalue())
 
 
-def test_a_logger_that_fails_lets_nothing_be_sent() -> None:
-    def full(_: Leakage) -> None:
-        raise OSError("disk full")
+def failing(_: Leakage) -> None:
+    raise OSError("disk full")
 
+
+def test_a_logger_that_fails_lets_nothing_be_sent_and_ends_no_block() -> None:
+    monitor, _, _ = watched(KeepTopK(0.05), log=failing, action="block", max_advantage=0.1)
     with pytest.raises(OSError, match="disk full"):
-        watched(log=full)[0].check()
+        monitor.check()
+    for _ in range(2):
+        with pytest.raises(LeakageError):
+            monitor.check()
+
+
+def test_where_a_measurement_fails_the_next_call_measures_again() -> None:
+    monitor, model, _ = watched(KeepTopK(0.05), action="block", max_advantage=0.1)
+    labels = backward(model)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="labels below 10"):
+            monitor.check(labels=labels + 10)
+    with torch.no_grad():
+        kept = model.get_parameter("3.weight").clone()
+        model.get_parameter("3.weight").fill_(float("nan"))
+    with pytest.raises(NonFiniteGradientError):
+        monitor.check()
+    with torch.no_grad():
+        model.get_parameter("3.weight").copy_(kept)
+    assert monitor.history == []
+    for _ in range(2):
+        with pytest.raises(LeakageError) as blocked:
+            monitor.check()
+        assert blocked.value.leakage.step == 0
 
 
 def test_tensorboard_gets_every_measurement(tmp_path: Path) -> None:
