@@ -18,6 +18,7 @@ from gradguard.evaluation.decisions.scan import (
     NO_DEFENSE,
     NOT_MEASURED,
     NOT_SHOWN,
+    UNCLEAR,
     scan,
 )
 from gradguard.evaluation.decisions.scan_table import print_scan
@@ -29,8 +30,8 @@ from gradguard.evaluation.specs import check_composition
 from gradguard.evaluation.study import Study
 from gradguard.evaluation.views.table import make_console
 
-# Of "not measured" neither 0, which a script would take for safe, nor 2: the input is in order.
-EXIT_CODES = {NOT_SHOWN: 0, LEAKS: 1, NOT_MEASURED: 3}
+# Of what is not known neither 0, which a script would take for safe, nor 2: the input is in order.
+EXIT_CODES = {NOT_SHOWN: 0, LEAKS: 1, UNCLEAR: 3, NOT_MEASURED: 3}
 
 
 def command(
@@ -66,7 +67,9 @@ def command(
     after_minus_before: Annotated[
         bool, typer.Option(help="UPDATE is that, in place of before minus after.")
     ] = False,
-    trials: Annotated[int, typer.Option(help="Simulated updates behind every rate.")] = 200,
+    trials: Annotated[
+        int, typer.Option(help="Simulated updates behind every rate; 20 or more.")
+    ] = 200,
     seed: Annotated[int, typer.Option(help="Decides every draw.")] = 0,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON, with all attackers.")
@@ -77,8 +80,8 @@ def command(
 
     With --data, updates are simulated and success rates counted; without, labels are read but
     no rate is known. Exit code 0: not shown to leak, which is no proof. 1: labels are read
-    clearly above a blind guess. 3: no rate could be measured. To watch a training loop, see
-    gradguard.evaluation.Monitor.
+    clearly above a blind guess. 3: unclear, or no rate could be measured. To watch a training
+    loop, see gradguard.evaluation.Monitor.
     """
     try:
         net, loaded, shape, count = prepared(

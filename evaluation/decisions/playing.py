@@ -35,6 +35,9 @@ from gradguard.evaluation.seeding import derive
 FITTING, CALIBRATION = 0.5, 0.4
 """Share of the images to learn from; and of the rest, the share that chooses the worst attack."""
 
+LEAST_TRIALS = 20
+"""Scored messages below which an interval says nothing: resampling a few knows only those few."""
+
 BASELINE_NAMES = frozenset(attack_name(attack) for attack in BASELINES)
 
 Message = dict[str, Tensor]

@@ -21,6 +21,7 @@ from gradguard.evaluation.decisions.likeness import Likeness
 from gradguard.evaluation.decisions.matching import Matched, match
 from gradguard.evaluation.decisions.playing import (
     BASELINE_NAMES,
+    LEAST_TRIALS,
     Message,
     Played,
     fit_all,
@@ -36,6 +37,7 @@ from gradguard.evaluation.views.sentences import NOTICEABLE
 NO_DEFENSE = Defense("none", transform=[])
 MOST_EXAMPLES = 100_000
 LEAKS, NOT_SHOWN, NOT_MEASURED = "leaks", "not shown", "not measured"
+UNCLEAR = "unclear"
 
 
 @dataclass(frozen=True)
@@ -98,18 +100,30 @@ class Scan:
 
     @property
     def verdict(self) -> str:
-        """``"leaks"``, ``"not shown"`` or ``"not measured"``.
+        """``"leaks"``, ``"not shown"``, ``"unclear"`` or ``"not measured"``.
 
-        It leaks where the whole interval of the advantage is above ``NOTICEABLE``, as in a report.
-        Where the message is unlike what was simulated, a low rate is not about it: that is not
-        measured.
+        It leaks where the whole interval of any attacker's advantage is above ``NOTICEABLE``, and
+        is not shown to where all intervals end at or below it. Calibration messages choose by
+        chance where they are few, so what other attackers read counts as well. Where the message
+        is unlike what was simulated, a low rate is not about it: that is not measured.
         """
-        answer = self.answer
-        if answer is None or answer.advantage_ci is None:
+        measured = [a.advantage_ci for a in self.answers if a.advantage_ci is not None]
+        if self.answer is None or not measured:
             return NOT_MEASURED
-        if answer.advantage_ci[0] > NOTICEABLE:
+        if any(low > NOTICEABLE for low, _ in measured):
             return LEAKS
-        return NOT_MEASURED if self.unlike else NOT_SHOWN
+        if self.unlike:
+            return NOT_MEASURED
+        return NOT_SHOWN if all(high <= NOTICEABLE for _, high in measured) else UNCLEAR
+
+    @property
+    def strongest(self) -> Answer | None:
+        """The worst attacker's answer, or the one clearest above a blind guess if that is not."""
+        chosen = self.answer
+        if chosen is None or chosen.advantage_ci is None or chosen.advantage_ci[0] > NOTICEABLE:
+            return chosen
+        able = [a for a in self.answers if a.advantage_ci and a.advantage_ci[0] > NOTICEABLE]
+        return max(able, key=lambda a: a.advantage_ci or (0.0, 0.0), default=chosen)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, with the verdict."""
@@ -166,7 +180,7 @@ def scan(
         composition: Of batches, see :mod:`gradguard.attacks.composition`; a broad mixture if
             ``None``.
         attackers: ``"all"`` or names.
-        calibration, trials: Simulated messages that choose, and that are scored.
+        calibration, trials: Simulated messages that choose, and that are scored, 20 at least.
         simulated: Messages that learned attackers rehearse on; their own default if ``None``.
 
     Raises:
@@ -328,9 +342,10 @@ def _check(
         raise UnusableInputError(
             f"the batch size must be from 1 to {MOST_EXAMPLES:,}, got {batch_size}"
         )
-    if not (calibration >= 1 and trials >= 2):
+    if not (calibration >= 1 and trials >= LEAST_TRIALS):
         raise UnusableInputError(
-            f"expected calibration >= 1 and trials >= 2, got {calibration} and {trials}"
+            f"expected calibration >= 1 and trials >= {LEAST_TRIALS}, got {calibration} and "
+            f"{trials}; fewer say nothing"
         )
     if defense.cohort > 1:
         raise UnusableInputError(

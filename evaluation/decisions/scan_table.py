@@ -9,7 +9,7 @@ from rich.text import Text
 
 from gradguard.evaluation.attackers import BLIND
 from gradguard.evaluation.decisions.playing import BASELINE_NAMES
-from gradguard.evaluation.decisions.scan import LEAKS, NOT_SHOWN, Answer, Scan
+from gradguard.evaluation.decisions.scan import LEAKS, NOT_SHOWN, UNCLEAR, Answer, Scan
 from gradguard.evaluation.views.sentences import percent
 
 ROWS = 8  # attackers on the terminal; all of them are in the JSON
@@ -43,7 +43,7 @@ def print_scan(found: Scan, console: Console, *, simulated_as: str = "none") -> 
 
 def closing(found: Scan) -> str:
     """The verdict in one or two sentences."""
-    answer = found.answer
+    answer = found.strongest
     if answer is None:
         return (
             "Not measured: without auxiliary data (--data) nobody knows how often these answers "
@@ -56,9 +56,15 @@ def closing(found: Scan) -> str:
         f"this one, where a blind guess gets {percent(found.blind_asr)}"
     )
     if found.verdict == LEAKS:
-        return f"Labels leak: {reads}."
+        later = "" if answer.attack == found.worst else f" {answer.attack} was not chosen before."
+        return f"Labels leak: {reads}.{later}"
     if found.verdict == NOT_SHOWN:
         return f"Not shown to leak, which is no proof: {reads}."
+    if found.verdict == UNCLEAR:
+        return (
+            f"Unclear: {reads}; it or another attacker may read more than a guess, and chance "
+            "may explain that. More --trials tell; nothing here says that the labels are safe."
+        )
     return (
         f"Not measured: {reads}, but this one is unlike them. Check --weights, --defense, "
         "--local-steps and the sign; nothing here says that the labels are safe."

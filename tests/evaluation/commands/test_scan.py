@@ -64,11 +64,25 @@ def test_a_defence_of_a_study_is_played_and_a_quiet_one_exits_with_0(
     noise = Defense("loud noise", transform=AddGaussian(100.0))
     (folder / "study.toml").write_text("[[defense]]\n" + noise.to_toml())
     sent(folder, defense=noise)
-    options = ("--data", folder / "aux.npz", "--trials", 60)
+    options = ("--data", folder / "aux.npz", "--trials", 200)
     assert scan(folder, *options, "--defense", f"{folder}/study.toml:loud noise") == 0
     assert "Not shown to leak, which is no proof" in " ".join(capsys.readouterr().out.split())
     assert scan(folder, *options, "--defense", f"{folder}/study.toml:loud nose") == 2
     assert "did you mean 'loud noise'?" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_what_chance_may_explain_is_unclear_and_exits_with_3(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise = Defense("loud noise", transform=AddGaussian(100.0))
+    (folder / "study.toml").write_text("[[defense]]\n" + noise.to_toml())
+    sent(folder, defense=noise)
+    options = ("--data", folder / "aux.npz", "--defense", f"{folder}/study.toml:loud noise")
+    assert scan(folder, *options, "--trials", 20) == 3
+    assert "Unclear: " in capsys.readouterr().out
+    assert scan(folder, *options, "--trials", 19) == 2
+    assert "trials >= 20" in capsys.readouterr().err
 
 
 def test_without_data_labels_are_read_and_nothing_is_measured(

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch import nn
 
-from gradguard import AddGaussian, Defense, KeepTopK, LocalTraining
+from gradguard import AddGaussian, ClipByGlobalNorm, Defense, KeepTopK, LocalTraining
 from gradguard.evaluation import Data, Scan, UnusableInputError, scan
+from gradguard.evaluation.attackers import BLIND
 from gradguard.evaluation.decisions.confidence import class_readings, exact_interval
-from gradguard.evaluation.decisions.scan import LEAKS, NOT_MEASURED, NOT_SHOWN
+from gradguard.evaluation.decisions.scan import LEAKS, NOT_MEASURED, NOT_SHOWN, UNCLEAR, Answer
 from gradguard.evaluation.decisions.scan_table import closing
 from tests.evaluation.decisions.messages import AUXILIARY, BATCH, NONE, message, net, victims
 
@@ -61,9 +63,51 @@ def test_a_defended_update_is_read_through_that_defence() -> None:
 
 
 def test_an_update_drowned_in_noise_is_not_shown_to_leak_which_is_no_proof() -> None:
-    found = scanned(message(net(), NOISE), defense=NOISE)
+    found = scanned(message(net(), NOISE), defense=NOISE, trials=200)
     assert found.verdict == NOT_SHOWN
     assert "no proof" in closing(found)
+
+
+def verdict_of(found: Scan, **intervals: tuple[float, float]) -> Scan:
+    """The same scan, had its attackers had these intervals of the advantage; BLIND has none."""
+    return replace(
+        found,
+        worst="LLG",
+        answers=(
+            Answer(BLIND, (8,), 0.5, (0.4, 0.6), 0.0, (0.0, 0.0)),
+            *(Answer(n, (8,), 0.5, (0.4, 0.6), sum(i) / 2, i) for n, i in intervals.items()),
+        ),
+    )
+
+
+def test_what_another_attacker_reads_counts_though_calibration_chose_a_worse_one() -> None:
+    plain = Scan(batch_size=8, num_classes=10, answers=(), skipped={})
+    leaking = verdict_of(plain, LLG=(-0.5, 0.04), IDLG=(0.8, 1.0), RLG=(0.1, 0.2))
+    assert leaking.verdict == LEAKS
+    assert leaking.strongest is not None
+    assert leaking.strongest.attack == "IDLG"
+    assert "Labels leak: IDLG reads" in closing(leaking)
+    assert "IDLG was not chosen before" in closing(leaking)
+    for unclear in (
+        verdict_of(plain, LLG=(-0.5, 0.04), IDLG=(0.0, 0.06)),
+        verdict_of(plain, LLG=(-0.5, 1.0)),
+        verdict_of(plain, LLG=(-0.5, float("nan"))),
+    ):
+        assert unclear.verdict == UNCLEAR
+        assert "nothing here says that the labels are safe" in closing(unclear)
+    assert verdict_of(plain, LLG=(-0.5, 0.05), IDLG=(-0.1, 0.04)).verdict == NOT_SHOWN
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_few_messages_never_say_that_nothing_is_shown_where_every_label_is_read(
+    seed: int,
+) -> None:
+    """The defence that two trials once called "not shown" while every label was read."""
+    slight = Defense("slight", transform=[ClipByGlobalNorm(1.0), AddGaussian(0.03)])
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    sent = message(model, slight)
+    found = scanned(sent, model=model, defense=slight, calibration=1, trials=20, seed=seed)
+    assert found.verdict == LEAKS
 
 
 def test_a_low_rate_is_not_about_an_update_unlike_the_simulated_ones() -> None:
@@ -158,7 +202,7 @@ def test_a_scan_goes_into_json_with_its_confidences() -> None:
     [
         ({"data": None}, "how many classes"),
         ({"batch_size": 0}, "batch size"),
-        ({"trials": 1}, "trials >= 2"),
+        ({"trials": 19}, "trials >= 20"),
         ({"attackers": ("LLGG",)}, "did you mean 'LLG'"),
         ({"defense": replace(NONE, cohort=4)}, "drop the cohort"),
         ({"num_classes": 1, "data": None}, "at least 2 classes"),
