@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
 import tempfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradguard import wire
 from gradguard.evaluation import UnusableInputError, read_update
@@ -104,6 +106,97 @@ def test_an_archive_that_inflates_beyond_the_limit_is_refused(tmp_path: Path) ->
             packed.writestr(member.filename, plain.read(member))
     with pytest.raises(UnusableInputError, match="when unpacked"):
         read(whole.getvalue(), tmp_path / "bomb.pt")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("kind", ["npz", "pt"])
+def test_an_archive_packed_by_a_method_that_inflates_in_one_step_is_refused(
+    kind: str, method: int, tmp_path: Path
+) -> None:
+    with pytest.raises(UnusableInputError, match="another method than deflate"):
+        read(repacked(FORMATS[kind], method=method), tmp_path / "bomb")
+
+
+def test_an_encrypted_archive_is_refused(tmp_path: Path) -> None:
+    content = bytearray(FORMATS["npz"])
+    entry = content.index(b"PK\x01\x02")
+    content[entry + 8] |= 1
+    with pytest.raises(UnusableInputError, match="encrypted"):
+        read(bytes(content), tmp_path / "a.npz")
+
+
+def repacked(content: bytes, *, method: int = zipfile.ZIP_STORED, **members: bytes) -> bytes:
+    """The archive packed by another method; ``members`` replace those that end so, or are new."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(file, "w", method) as new:
+        for member in old.namelist():
+            stem = member.rpartition("/")[2].partition(".")[0]
+            new.writestr(member, members.pop(stem, old.read(member)))
+        for stem, value in members.items():
+            new.writestr(stem, value)
+    return file.getvalue()
+
+
+def calling(module: str, name: str, number: int) -> bytes:
+    """A pickle that calls ``name`` of ``module`` with one number."""
+    return f"\x80\x02}}X\x01\0\0\0ac{module}\n{name}\nJ".encode("latin-1") + (
+        struct.pack("<i", number) + b"\x85Rs."
+    )
+
+
+@pytest.mark.parametrize(
+    "called",
+    [
+        ("__builtin__", "bytearray"),
+        ("builtins", "bytearray"),
+        ("torch", "Size"),
+        ("torch.storage", "UntypedStorage"),
+        ("torch._utils", "_rebuild_meta_tensor_no_storage"),
+    ],
+)
+def test_a_pickle_that_calls_what_makes_no_tensor_is_refused_before_it_runs(
+    called: tuple[str, str], tmp_path: Path
+) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(UnusableInputError, match="other objects than dense tensors"):
+            read(repacked(FORMATS["pt"], data=calling(*called, 200 * 2**20)), tmp_path / "bomb.pt")
+        assert tracemalloc.get_traced_memory()[1] < 50 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_second_pickle_that_torch_might_read_instead_is_refused(tmp_path: Path) -> None:
+    for name in ("other/data.pkl", "archive/DATA.PKL", "ARCHIVE/version"):
+        content = repacked(FORMATS["pt"], **{name: calling("__builtin__", "bytearray", 9)})
+        with pytest.raises(UnusableInputError, match="not what"):
+            read(content, tmp_path / "two.pt")
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        b"\x80\x02}X\x01\0\0\0a\x8a\x20" + b"\x7f" * 32 + b"s.",  # a number of 256 bits
+        b"\x80\x02" + b"N" * (2**22) + b".",
+        b"\x80\x04\x8c\x01a\x94.",
+        b"cos\nsystem\n.",
+    ],
+)
+def test_a_pickle_of_other_steps_is_refused(pickled: bytes, tmp_path: Path) -> None:
+    with pytest.raises(UnusableInputError, match=r"not what torch|steps|other objects"):
+        read(repacked(FORMATS["pt"], data=pickled), tmp_path / "odd.pt", max_bytes=10**8)
+
+
+def test_a_state_dict_a_parameter_and_shared_memory_are_read(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    for state in (model.state_dict(), dict(model.named_parameters())):
+        found = read(saved(state), tmp_path / "state.pt")
+        assert all(torch.equal(found[name], part) for name, part in state.items())
+    kinds = (torch.half, torch.bfloat16, torch.double, torch.int64, torch.bool)
+    parts = {str(kind): torch.ones(2, dtype=kind) for kind in kinds}
+    parts |= {"one": MESSAGE["layer.weight"][0], "two": MESSAGE["layer.weight"].T}
+    found = read(saved(parts), tmp_path / "parts.pt")
+    assert all(torch.equal(found[name], part) for name, part in parts.items())
 
 
 def test_an_array_header_that_claims_more_than_follows_is_refused(tmp_path: Path) -> None:
