@@ -62,7 +62,7 @@ class Monitor:
     Guarantees:
 
     - the guard, its state and noise, the model with its gradients, buffers and mode, and torch's
-      global random state are bitwise what they were;
+      global random state are bitwise what they were, and no hook of a module is called;
     - with ``"block"`` :meth:`check` raises before anything is sent, and in every further step
       until a later measurement holds the limit;
     - where a measurement fails :meth:`check` raises, and the next call measures again;
@@ -70,7 +70,7 @@ class Monitor:
     - where no attack can be mounted it raises; that is never taken for safety.
 
     Not guaranteed: that the real batches leak as simulated ones do, that no better attacker
-    exists, or that :meth:`check` is called.
+    exists, that :meth:`check` is called, or anything of a model that its hooks change.
 
     Args:
         guarded: The guarded optimizer; or what :meth:`Defense.attach` returned; or a

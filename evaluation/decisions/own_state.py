@@ -30,20 +30,26 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
-    """A copy on the CPU in training mode, without Opacus' hooks and a Lightning module's trainer.
+    """A copy on the CPU in training mode, without any module's hooks and Lightning's trainer.
 
-    Hooks would be copied with all that they hold, and the trainer holds the data. Hooks of a
-    model that Opacus has not wrapped are its own, and stay.
+    Hooks are copied as references: those of the copy would run on simulated messages, and write
+    into what the client's own hooks write into. The trainer holds the data.
+
+    Not guaranteed: that the copy computes what the model does where a hook changes that.
+
+    Raises:
+        ValueError: A hook of ``torch.nn.utils`` makes a parameter, so that it cannot be left out.
     """
     plain = unwrapped(model)
     trainer = getattr(plain, "_trainer", None)
     memo: dict[int, object] = {} if trainer is None else {id(trainer): None}
-    hooked = isinstance(getattr(model, "_module", None), nn.Module)
-    kept = {module: _opacus_parts(module) for module in plain.modules()} if hooked else {}
+    kept = {module: _hook_parts(module) for module in plain.modules()}
+    for parts in kept.values():
+        _check_hooks(parts)
     try:
         for module, parts in kept.items():
             for name, part in parts.items():
-                if name.endswith("_hooks") and isinstance(part, dict):
+                if isinstance(part, dict):
                     module.__dict__[name] = type(part)()
                 else:
                     del module.__dict__[name]
@@ -54,15 +60,22 @@ def plain_copy(model: nn.Module) -> nn.Module:
     return copied.cpu().train()
 
 
-def _opacus_parts(module: nn.Module) -> dict[str, Any]:
-    """What Opacus leaves in a module: tables of hooks, their handles, activations it has kept."""
+def _hook_parts(module: nn.Module) -> dict[str, Any]:
+    """Tables of hooks; and what Opacus leaves: handles of hooks, activations it has kept."""
     own = {"autograd_grad_sample_hooks", "activations", "max_batch_len", "ddp_hooks"}
     held = module.__dict__.items()
-    return {
-        name: part
-        for name, part in held
-        if name in own or (name.endswith("_hooks") and isinstance(part, dict))
-    }
+    return {n: p for n, p in held if n in own or ("_hooks" in n and isinstance(p, dict))}
+
+
+def _check_hooks(parts: dict[str, Any]) -> None:
+    for hook in parts.get("_forward_pre_hooks", {}).values():
+        kind = type(hook)
+        if kind.__module__.startswith("torch.nn.utils"):
+            raise ValueError(
+                f"a hook of {kind.__module__} ({kind.__name__}) makes a parameter in every "
+                "forward pass, and a monitor's copy of the model has no hooks; use "
+                "torch.nn.utils.parametrizations, or make the pruning permanent"
+            )
 
 
 def guarded_names(guard: GuardedOptimizer, model: nn.Module) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.utils import prune
 from torch.utils.data import DataLoader, TensorDataset
 
 from gradguard import (
@@ -391,6 +392,43 @@ def test_a_copy_has_no_trainer_no_gradients_and_no_hooks_of_opacus() -> None:
     assert not any(module._forward_hooks for module in copied.modules())
     assert [dict(module._forward_hooks) for module in model.modules()] == tables
     GradSampleModule(copied)  # as new
+
+
+@pytest.mark.parametrize("mode", ["schedule", "own state"])
+def test_no_hook_of_the_client_is_called_by_a_measurement(mode: str) -> None:
+    called: list[str] = []
+
+    def note(*_: Any, **__: Any) -> None:
+        called.append("hook")
+
+    monitor, model, optimizer = watched(mode=mode)
+    for part in (model.get_submodule("2"), model.get_submodule("3")):
+        part.register_forward_hook(note, always_call=True)
+        part.register_forward_pre_hook(note, with_kwargs=True)
+        part.register_full_backward_hook(note)
+        part.register_full_backward_pre_hook(note)
+        part.register_state_dict_post_hook(note)
+        part.register_state_dict_pre_hook(note)
+        part.register_load_state_dict_pre_hook(note)
+        part.register_load_state_dict_post_hook(note)
+    for parameter in model.parameters():
+        parameter.register_hook(note)
+    tables = [dict(module._forward_hooks) for module in model.modules()]
+    labels = backward(model)
+    called.clear()
+    assert monitor.check(labels=labels) is not None
+    assert called == []
+    assert [dict(module._forward_hooks) for module in model.modules()] == tables
+    backward(model)
+    assert called  # they are the client's as before
+    optimizer.step()
+
+
+def test_a_hook_that_makes_a_parameter_cannot_be_left_out_and_is_refused() -> None:
+    model = net()
+    prune.l1_unstructured(model.get_submodule("3"), "weight", amount=0.5)  # type: ignore[no-untyped-call]
+    with pytest.raises(ValueError, match=r"torch.nn.utils.prune .*makes a parameter"):
+        watched(model=model)
 
 
 def test_a_console_line_says_what_was_measured() -> None:
