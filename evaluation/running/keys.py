@@ -22,7 +22,14 @@ import gradguard
 from gradguard import Defense
 from gradguard.evaluation.data import Data
 from gradguard.evaluation.running.bench import Bench, per_seed
-from gradguard.evaluation.running.own_code import content, digest, model_code, probe, raw
+from gradguard.evaluation.running.own_code import (
+    content,
+    digest,
+    evaluated,
+    model_code,
+    probe,
+    raw,
+)
 from gradguard.evaluation.running.units import Attacked, Trained, Undefended, Unit, Weighed
 from gradguard.evaluation.study import Study
 
@@ -42,7 +49,8 @@ class Keys:
 
     - adding, removing or reordering other defences, models or conditions changes no hash;
     - a change of data, weights, seed, settings, sources or versions changes it; so does one of a
-      model's or a transform's code that shows in a message of a few images.
+      model's or a transform's code that shows in a message of a few images, or in a model's answer
+      to them in evaluation mode.
 
     Not guaranteed: that other changes of a user's code are noticed where they are neither in a
     class of a layer, nor in one of a transform.
@@ -101,7 +109,7 @@ class Keys:
         if repeat not in self._models:
             model = model_digest(self._bench.fresh_model(repeat))
             bare = probe(self._bench, Defense("none", transform=[]), repeat)
-            self._models[repeat] = f"{model} {bare}"
+            self._models[repeat] = f"{model} {bare} {evaluated(self._bench, repeat)}"
         return self._models[repeat]
 
     def _described(self, defense: Defense) -> object:
@@ -128,7 +136,7 @@ def data_digest(data: Data) -> str:
 
 
 def model_digest(model: nn.Module) -> str:
-    """Architecture, initial weights, and the source of layers that are not torch's."""
+    """Architecture, initial weights, and code and content of layers that are not torch's."""
     parts = [repr(model).encode(), model_code(model).encode()]
     for name, tensor in model.state_dict().items():
         parts += [name.encode(), *raw(tensor)]

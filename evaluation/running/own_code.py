@@ -1,8 +1,8 @@
 """What no version number stands for: the code of a user's own transforms and models.
 
 A result that is taken for that of other code would be a wrong statement about what leaks. So
-code is recognised in two ways, by its source and by what it does to a few images, and what cannot
-be recognised is never taken from a store.
+code is recognised in three ways, by its source, by what its objects hold and by what it does to a
+few images, and what cannot be recognised is never taken from a store.
 """
 
 from __future__ import annotations
@@ -23,6 +23,12 @@ from gradguard.evaluation.running.memo import GradientMemo, MemoisedClient
 
 PROBED = 8
 """Images in the probe; the same whatever is attacked, so that a study can grow."""
+
+IN_THE_WEIGHTS = ("_parameters", "_modules", "_non_persistent_buffers_set")
+"""What a layer holds that its model's state and other layers say already.
+
+The last is a set of names, which has another order in every process.
+"""
 
 
 def digest(*parts: bytes) -> str:
@@ -70,13 +76,37 @@ def source(code: Any) -> bytes:
 
 
 def model_code(model: nn.Module) -> str:
-    """A hash of the source of all classes of layers that are not torch's."""
-    kinds = {type(layer): None for layer in model.modules() if not _versioned(type(layer))}
+    """A hash of all layers that are not torch's: their source, and what they hold beside weights.
+
+    Guarantees:
+
+    - another value of an attribute, which may act in evaluation mode alone, gives another hash;
+    - layers without source, or with what cannot be pickled, get a hash that no other call gives.
+    """
+    layers = [layer for layer in model.modules() if not _versioned(type(layer))]
+    kinds = {type(layer): None for layer in layers}
     try:
-        return digest(*(source(kind) for kind in kinds))
+        sources = [source(kind) for kind in kinds]
     except (OSError, TypeError):
-        # The probe and the weights tell models apart, too.
-        return digest(*(kind.__qualname__.encode() for kind in kinds))
+        return _unknown()
+    held = [
+        {name: value for name, value in vars(layer).items() if name not in IN_THE_WEIGHTS}
+        for layer in layers
+    ]
+    names = (type(layer).__qualname__ for layer in layers)
+    parts = (part.encode() for pair in zip(names, map(content, held), strict=True) for part in pair)
+    return digest(*sources, *parts)
+
+
+def evaluated(bench: Bench, repeat: int) -> str:
+    """A hash of what the fresh model of ``repeat`` answers to a few images in evaluation mode."""
+    model = bench.fresh_model(repeat).eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            return digest(*raw(model(bench.data.images[:PROBED])))
+    except Exception:  # as in a probe
+        return _unknown()
 
 
 def probe(bench: Bench, defense: Defense, repeat: int) -> str:
@@ -113,6 +143,9 @@ class _Collector(pickle.Pickler):
         self.file, self.code = file, dict[Any, None]()
 
     def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            # torch pickles addresses in memory with it.
+            return tuple, (raw(value),)
         if (isinstance(value, type) or inspect.isroutine(value)) and not _versioned(value):
             self.code[value] = None
         return NotImplemented

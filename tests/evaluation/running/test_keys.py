@@ -179,3 +179,23 @@ def test_a_transform_of_ones_own_counts_with_its_settings() -> None:
 
     assert key(Own(1.0)) == key(Own(1.0)) != key(Own(2.0))
     assert key(Identity()) not in (key(Own(1.0)), key(Own(2.0)))
+
+
+class Evaluated(nn.Linear):
+    """A head with an attribute that acts in evaluation mode alone, and prints nowhere."""
+
+    def __init__(self, inputs: int, classes: int, factor: float) -> None:
+        super().__init__(inputs, classes)
+        self.factor = factor
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        result = super().forward(images.flatten(1))
+        return result if self.training else self.factor * result
+
+
+def test_an_attribute_that_acts_in_evaluation_mode_alone_changes_every_hash() -> None:
+    def of(factor: float) -> list[str]:
+        return keys_of(factory=lambda shape, classes: Evaluated(64, classes, factor))
+
+    assert of(1.0) == of(1.0)
+    assert not set(of(1.0)) & set(of(-1.0))

@@ -15,7 +15,7 @@ from gradguard.core import Grads, State
 from gradguard.evaluation import Study
 from gradguard.evaluation.models import Factory
 from gradguard.evaluation.running.bench import prepare
-from gradguard.evaluation.running.own_code import content, digest, model_code, probe
+from gradguard.evaluation.running.own_code import content, digest, evaluated, model_code, probe
 from tests.evaluation.examples import NONE, STUDY
 
 OWN = """
@@ -148,8 +148,57 @@ def test_a_model_that_cannot_be_probed_is_never_the_same_again() -> None:
 
 
 def test_the_source_of_a_users_layers_is_in_the_code_of_a_model() -> None:
-    assert model_code(Bent(torch.relu)) == model_code(nn.Sequential(Bent(torch.tanh)))
+    assert model_code(Bent(torch.relu)) == model_code(nn.Sequential(Bent(torch.relu)))
     assert model_code(Bent(torch.relu)) != model_code(nn.Sequential(nn.Linear(2, 2)))
+
+
+class Evaluated(nn.Module):
+    """Its factor acts in evaluation mode alone."""
+
+    def __init__(self, factor: object, mask: Tensor | None = None) -> None:
+        super().__init__()
+        self.flat, self.head, self.factor, self.mask = nn.Flatten(), nn.Linear(64, 10), factor, mask
+
+    def forward(self, images: Tensor) -> Tensor:
+        result: Tensor = self.head(self.flat(images))
+        factor = self.factor() if callable(self.factor) else self.factor
+        return result if self.training else factor * result
+
+
+def test_another_attribute_of_a_layer_is_another_code() -> None:
+    assert model_code(Evaluated(1.0)) == model_code(Evaluated(1.0)) != model_code(Evaluated(-1.0))
+    found = [model_code(Evaluated(1.0, torch.full((3,), value))) for value in (0.0, 0.0, 1.0)]
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_layer_that_cannot_be_pickled_or_has_no_source_is_never_the_same_again() -> None:
+    model = Evaluated(lambda: 1.0)
+    assert model_code(model) != model_code(model)
+    typed: dict[str, Any] = {"__name__": "typed_in"}
+    exec("from torch import nn\nclass Typed(nn.Flatten): pass", typed)
+    assert model_code(typed["Typed"]()) != model_code(typed["Typed"]())
+
+
+FACTOR = [1.0]
+
+
+def _factor() -> float:
+    return FACTOR[0]
+
+
+def test_a_model_that_differs_in_evaluation_mode_alone_shows_in_what_it_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def model(shape: tuple[int, ...], classes: int) -> nn.Module:
+        return Evaluated(_factor)
+
+    bench = prepare(Study.from_dict(STUDY), factory=model)
+    before, sent = evaluated(bench, 0), probe(bench, NONE, 0)
+    assert evaluated(bench, 0) == before
+    assert evaluated(bench, 1) != before
+    monkeypatch.setitem(globals(), "FACTOR", [-1.0])
+    assert probe(bench, NONE, 0) == sent
+    assert evaluated(bench, 0) != before
 
 
 def test_parts_are_kept_apart_in_a_digest() -> None:
