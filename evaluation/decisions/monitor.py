@@ -22,7 +22,7 @@ from gradguard.evaluation.data import Data
 from gradguard.evaluation.decisions.leakage import Leakage, LeakageError, LeakageWarning
 from gradguard.evaluation.decisions.leakage_logs import ConsoleLog
 from gradguard.evaluation.decisions.own_state import OwnStateClient, guarded_names, plain_copy
-from gradguard.evaluation.decisions.playing import Played, play
+from gradguard.evaluation.decisions.playing import LEAST_TRIALS, Played, play
 from gradguard.evaluation.metrics import success
 from gradguard.evaluation.seeding import derive
 from gradguard.evaluation.specs import AttackSpec, check_composition
@@ -87,8 +87,8 @@ class Monitor:
         loss: Predictions and labels to the mean over the batch.
         log: Called with every measurement; several may be given.
         attackers: ``"all"`` or names.
-        calibration, trials, simulated: Messages that choose the attacker, that are scored, and
-            that learned attackers rehearse on.
+        calibration, trials, simulated: Messages that choose the attacker, that are scored (at
+            least 20), and that learned attackers rehearse on.
         composition: Of batches, see :mod:`gradguard.attacks.composition`; a mixture if ``None``.
         num_classes: The highest auxiliary label plus one if ``None``.
         seed: Of all simulations.
@@ -324,7 +324,7 @@ def defense_of(guarded: object) -> Defense:
 def _check(monitor: Monitor) -> None:
     for name in ("batch_size", "every", "calibration", "trials"):
         value = getattr(monitor, name)
-        least = 2 if name == "trials" else 1
+        least = LEAST_TRIALS if name == "trials" else 1
         if not (isinstance(value, int) and not isinstance(value, bool) and value >= least):
             raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
     if monitor.action not in get_args(Action):

@@ -73,25 +73,37 @@ class Played:
     def rate_ci(self, name: str) -> Interval:
         """95 % interval of :meth:`rate`, over batches and for this model."""
         low, high = self._resampler.rate_ci(self.scored[name][None])
-        return min(low, self._never_wrong(name)), high
+        surely, possibly = self._exact_ends(name)
+        return min(low, surely), max(high, possibly)
 
     def advantage(self, name: str) -> float:
         """How far above the best blind guess it is."""
         return advantage(self.rate(name), self.rate(BLIND))
 
     def advantage_ci(self, name: str) -> Interval:
-        """95 % interval of :meth:`advantage`."""
-        blind = self.scored[BLIND][None]
-        low, high = self._resampler.advantage_ci(self.scored[name][None], blind)
-        return min(low, advantage(self._never_wrong(name), self.rate(BLIND))), high
+        """95 % interval of :meth:`advantage`.
 
-    def _never_wrong(self, name: str) -> float:
-        """The lower end for an attacker that was right throughout; 1 for others.
+        Where the blind guess was right throughout, an attacker had nothing to show, and may be
+        able to read anything: the interval ends at 1.
+        """
+        blind = self.rate(BLIND)
+        low, high = self._resampler.advantage_ci(self.scored[name][None], self.scored[BLIND][None])
+        if name == BLIND:
+            return low, high
+        surely, possibly = self._exact_ends(name)
+        upper = advantage(possibly, blind) if blind < 1 else 1.0
+        return min(low, advantage(surely, blind)), max(high, upper)
 
-        Resampling scores that are all 1 gives an interval of no width.
+    def _exact_ends(self, name: str) -> Interval:
+        """The lower end for an attacker right throughout, the upper for one that never was.
+
+        1 and 0 for others. Resampling scores that are all the same gives an interval of no width.
         """
         scores = self.scored[name]
-        return exact_interval(len(scores), len(scores))[0] if bool((scores == 1).all()) else 1.0
+        number = len(scores)
+        surely = exact_interval(number, number)[0] if bool((scores == 1).all()) else 1.0
+        possibly = exact_interval(0, number)[1] if bool((scores == 0).all()) else 0.0
+        return surely, possibly
 
     @property
     def _resampler(self) -> Resampler:

@@ -230,7 +230,7 @@ def test_on_schedule_nothing_depends_on_the_clients_data() -> None:
 
 
 def test_the_real_batch_is_logged_and_decides_nothing() -> None:
-    alone, model, _ = watched(KeepTopK(0.05), action="block", max_advantage=0.9999, trials=2)
+    alone, model, _ = watched(KeepTopK(0.05), action="block", max_advantage=0.9999, trials=20)
     with_labels = watched(KeepTopK(0.05), model)[0]
     labels = backward(model)
     seen = with_labels.check(labels=labels)
@@ -337,12 +337,28 @@ def test_a_change_of_the_model_by_local_steps_can_be_watched() -> None:
     assert watched(NONE.chain, training=training)[0].measure().advantage_ci[0] > 0.3
 
 
+def test_a_blind_guess_that_is_always_right_hides_no_leak() -> None:
+    """Batches of one, of data nearly all of one class: all is read, and no message is needed."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    rare = (torch.arange(1500) < 8).long()
+    monitor, _, _ = watched(
+        KeepTopK(0.1), model, auxiliary=(torch.rand(1500, 1, 8, 8), rare), attackers=["LLG"],
+        batch_size=1, trials=20, composition="iid", action="block", max_advantage=0.2,
+    )  # fmt: skip
+    found = monitor.measure()
+    assert (found.asr, found.blind_asr) == (1.0, 1.0)
+    assert found.exceeded
+    with pytest.raises(LeakageError):
+        monitor.check()
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
         ({"every": 0}, "every must be"),
         ({"batch_size": True}, "batch_size must be"),
-        ({"trials": 1}, "at least 2"),
+        ({"trials": 19}, "at least 20"),
         ({"action": "stop"}, "action must be"),
         ({"mode": "data"}, "mode must be"),
         ({"action": "block"}, "needs max_advantage"),

@@ -83,6 +83,27 @@ def test_an_attacker_that_never_errs_has_an_interval_all_the_same() -> None:
     assert found.advantage_ci("always")[0] == pytest.approx((low - 0.25) / 0.75)
 
 
+def test_an_attacker_that_is_never_right_has_an_interval_all_the_same() -> None:
+    truth = np.eye(4, dtype=np.int64)
+    scored = {"never": np.zeros(4), BLIND: np.full(4, 0.25)}
+    found = Played({}, {}, "never", scored, truth, truth, 0)
+    low, high = found.rate_ci("never")
+    assert low == 0.0
+    assert high == pytest.approx(1 - 0.025 ** (1 / 4))
+    assert found.advantage_ci("never")[1] == pytest.approx((high - 0.25) / 0.75)
+
+
+@pytest.mark.parametrize("read", [1.0, 0.5, 0.0])
+def test_where_the_blind_guess_was_always_right_an_attacker_may_read_anything(read: float) -> None:
+    truth = np.eye(20, dtype=np.int64)
+    scored = {"lucky": np.full(20, read), BLIND: np.ones(20)}
+    found = Played({}, {}, "lucky", scored, truth, truth, 0)
+    assert found.advantage("lucky") == 0.0
+    assert found.advantage_ci("lucky")[1] == 1.0
+    assert found.advantage_ci("lucky")[0] <= 0.0
+    assert found.advantage_ci(BLIND) == (0.0, 0.0)
+
+
 def test_the_worst_attack_is_one_that_looks() -> None:
     noise = Defense("noise", transform=AddGaussian(100.0))
     found = played(lambda stream: noise.client(net(), seed=1))
