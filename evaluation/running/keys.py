@@ -49,11 +49,11 @@ class Keys:
 
     - adding, removing or reordering other defences, models or conditions changes no hash;
     - a change of data, weights, seed, settings, sources or versions changes it; so does one of a
-      model's or a transform's code that shows in a message of a few images, or in a model's answer
+      model's or a transform's code that shows in messages of a few images, or in a model's answer
       to them in evaluation mode.
 
-    Not guaranteed: that other changes of a user's code are noticed where they are neither in a
-    class of a layer, nor in one of a transform.
+    Not guaranteed: that other changes of a user's code are noticed where they are neither in the
+    module of a layer's class, nor in that of a transform's.
     """
 
     def __init__(self, bench: Bench) -> None:

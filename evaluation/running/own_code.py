@@ -12,7 +12,8 @@ import inspect
 import io
 import pickle
 import uuid
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,12 @@ from gradguard.evaluation.running.memo import GradientMemo, MemoisedClient
 
 PROBED = 8
 """Images in the probe; the same whatever is attacked, so that a study can grow."""
+
+ROUNDS = 3
+"""Messages in the probe: a transform may do in later rounds what it does not in the first."""
+
+HELD_BYTES = 2**27
+"""Gradients that the rounds of a probe share; those of a larger model are computed again."""
 
 IN_THE_WEIGHTS = ("_parameters", "_modules", "_non_persistent_buffers_set")
 """What a layer holds that its model's state and other layers say already.
@@ -45,15 +52,16 @@ def digest(*parts: bytes) -> str:
 
 
 def content(value: object) -> str:
-    """A hash of an object's content, and of the source of every class and function in it.
+    """A hash of an object's content, and of the modules of every class and function in it.
 
     Guarantees:
 
     - equal content gives an equal hash in every process, as far as pickle does;
-    - another ``update``, another number in a field, at whatever depth, gives another one;
+    - another ``update``, another number in a field, at whatever depth, gives another one; so does
+      another helper or constant in the module of such a class;
     - what cannot be pickled, or has no source, gets a hash that no other call gives.
 
-    Not guaranteed: that a change in a function that such a class calls is noticed.
+    Not guaranteed: that a change in a module that such a module imports is noticed.
     """
     collected = _Collector(io.BytesIO())
     try:
@@ -65,14 +73,17 @@ def content(value: object) -> str:
 
 
 def source(code: Any) -> bytes:
-    """The text of a class, its bases included, or of a function.
+    """The text of the module of a function, or of those of a class and its bases.
+
+    The whole of it: the helpers and constants that they use may matter in a later round alone.
 
     Raises:
         OSError, TypeError: There is none, as for what was typed into an interpreter.
     """
     links = inspect.getmro(code) if isinstance(code, type) else (code,)
-    own = [link for link in links if not _versioned(link)]
-    return "\n".join(inspect.getsource(link) for link in own).encode()
+    modules = {inspect.getmodule(link): None for link in links if not _versioned(link)}
+    # A link without a module has None here, of which there is no source either.
+    return "\n".join(inspect.getsource(cast(ModuleType, module)) for module in modules).encode()
 
 
 def model_code(model: nn.Module) -> str:
@@ -110,7 +121,7 @@ def evaluated(bench: Bench, repeat: int) -> str:
 
 
 def probe(bench: Bench, defense: Defense, repeat: int) -> str:
-    """A hash of a client's message of a few images, at the fresh model of ``repeat``.
+    """A hash of a client's first messages of a few images, at the fresh model of ``repeat``.
 
     Two factories with the same weights may make models with other activations, and a transform may
     call what has changed: neither is in any source that :func:`content` sees.
@@ -123,10 +134,12 @@ def probe(bench: Bench, defense: Defense, repeat: int) -> str:
         training=bench.study.client,
     )
     try:
-        message = MemoisedClient(client, GradientMemo(0))(inputs, labels)
+        memoised = MemoisedClient(client, GradientMemo(HELD_BYTES))
+        messages = list(memoised.rounds(inputs, labels, ROUNDS))
     except Exception:  # a model or a transform that cannot do with these images may raise anything
         return _unknown()
-    return digest(*(part for name in message for part in (name.encode(), *raw(message[name]))))
+    sent = (entry for message in messages for entry in message.items())
+    return digest(*(part for name, tensor in sent for part in (name.encode(), *raw(tensor))))
 
 
 def raw(tensor: Tensor) -> tuple[bytes, bytes]:

@@ -59,9 +59,9 @@ def _scaled(factor: float, grad: Tensor) -> Tensor:
     return factor * grad
 
 
-def own(folder: Path, factor: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The class of :data:`OWN`, from a module that is written anew."""
-    (folder / "own_transform_of_mine.py").write_text(OWN % factor)
+def own(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The class ``Own`` of a module that is written anew."""
+    (folder / "own_transform_of_mine.py").write_text(text)
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.delitem(sys.modules, "own_transform_of_mine", raising=False)
@@ -82,8 +82,30 @@ def test_another_update_is_another_content_at_whatever_depth(
 
     found = []
     for factor in ("1.0", "2.0", "1.0"):
-        chain = Defense("own", transform=at_depth(own(tmp_path, factor, monkeypatch)())).chain
+        chain = Defense("own", transform=at_depth(own(tmp_path, OWN % factor, monkeypatch)())).chain
         found.append(content(chain))
+    assert found[0] != found[1]
+    assert found[0] == found[2]
+
+
+HELPED = (
+    OWN.replace("%s", "_helped() + FACTOR")
+    + """
+FACTOR = 1.0
+
+def _helped():
+    return 1.0
+"""
+)
+
+
+@pytest.mark.parametrize("old", ["FACTOR = 1.0", "return 1.0"])
+def test_another_helper_or_constant_in_its_module_is_another_content(
+    old: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for text in (HELPED, HELPED.replace(old, old.replace("1.0", "2.0")), HELPED):
+        found.append(content(own(tmp_path, text, monkeypatch)()))
     assert found[0] != found[1]
     assert found[0] == found[2]
 
@@ -105,6 +127,28 @@ def test_a_function_that_a_transform_calls_shows_in_the_probe(
     before = probe(bench, defense, 0)
     assert probe(bench, defense, 0) == before
     monkeypatch.setattr(f"{__name__}._scaled", lambda factor, grad: 3 * grad)
+    assert probe(bench, defense, 0) != before
+
+
+class Later:
+    """A transform that calls its helper from the second round on."""
+
+    def init(self, params: Sequence[Tensor]) -> State:
+        return {"round": 0}
+
+    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
+        factor = 1.0 if state["round"] < 2 else FACTOR[0]
+        sent = [None if grad is None else _scaled(factor, grad) for grad in grads]
+        return sent, {"round": state["round"] + 1}
+
+
+def test_what_a_transform_does_from_a_later_round_on_shows_in_the_probe(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench, defense = prepare(Study.from_dict(STUDY)), Defense("own", transform=Later())
+    before = probe(bench, defense, 0)
+    assert probe(bench, defense, 0) == before
+    monkeypatch.setitem(globals(), "FACTOR", [0.0])
     assert probe(bench, defense, 0) != before
 
 
