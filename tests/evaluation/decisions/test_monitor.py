@@ -418,6 +418,7 @@ def test_no_hook_of_the_client_is_called_by_a_measurement(mode: str) -> None:
         called.append("hook")
 
     monitor, model, optimizer = watched(mode=mode)
+    part: Any  # half of these methods are untyped
     for part in (model.get_submodule("2"), model.get_submodule("3")):
         part.register_forward_hook(note, always_call=True)
         part.register_forward_pre_hook(note, with_kwargs=True)
@@ -427,8 +428,8 @@ def test_no_hook_of_the_client_is_called_by_a_measurement(mode: str) -> None:
         part.register_state_dict_pre_hook(note)
         part.register_load_state_dict_pre_hook(note)
         part.register_load_state_dict_post_hook(note)
-    for parameter in model.parameters():
-        parameter.register_hook(note)
+    for part in model.parameters():
+        part.register_hook(note)
     tables = [dict(module._forward_hooks) for module in model.modules()]
     labels = backward(model)
     called.clear()

@@ -125,8 +125,11 @@ def test_an_encrypted_archive_is_refused(tmp_path: Path) -> None:
         read(bytes(content), tmp_path / "a.npz")
 
 
-def repacked(content: bytes, *, method: int = zipfile.ZIP_STORED, **members: bytes) -> bytes:
-    """The archive packed by another method; ``members`` replace those that end so, or are new."""
+def repacked(
+    content: bytes, members: dict[str, bytes] | None = None, *, method: int = zipfile.ZIP_STORED
+) -> bytes:
+    """The archive packed by another method; ``members`` replace those of that stem, or are new."""
+    members = dict(members or {})
     file = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(file, "w", method) as new:
         for member in old.namelist():
@@ -160,7 +163,10 @@ def test_a_pickle_that_calls_what_makes_no_tensor_is_refused_before_it_runs(
     tracemalloc.start()
     try:
         with pytest.raises(UnusableInputError, match="other objects than dense tensors"):
-            read(repacked(FORMATS["pt"], data=calling(*called, 200 * 2**20)), tmp_path / "bomb.pt")
+            read(
+                repacked(FORMATS["pt"], {"data": calling(*called, 200 * 2**20)}),
+                tmp_path / "bomb.pt",
+            )
         assert tracemalloc.get_traced_memory()[1] < 50 * 2**20
     finally:
         tracemalloc.stop()
@@ -168,7 +174,7 @@ def test_a_pickle_that_calls_what_makes_no_tensor_is_refused_before_it_runs(
 
 def test_a_second_pickle_that_torch_might_read_instead_is_refused(tmp_path: Path) -> None:
     for name in ("other/data.pkl", "archive/DATA.PKL", "ARCHIVE/version"):
-        content = repacked(FORMATS["pt"], **{name: calling("__builtin__", "bytearray", 9)})
+        content = repacked(FORMATS["pt"], {name: calling("__builtin__", "bytearray", 9)})
         with pytest.raises(UnusableInputError, match="not what"):
             read(content, tmp_path / "two.pt")
 
@@ -184,7 +190,7 @@ def test_a_second_pickle_that_torch_might_read_instead_is_refused(tmp_path: Path
 )
 def test_a_pickle_of_other_steps_is_refused(pickled: bytes, tmp_path: Path) -> None:
     with pytest.raises(UnusableInputError, match=r"not what torch|steps|other objects"):
-        read(repacked(FORMATS["pt"], data=pickled), tmp_path / "odd.pt", max_bytes=10**8)
+        read(repacked(FORMATS["pt"], {"data": pickled}), tmp_path / "odd.pt", max_bytes=10**8)
 
 
 def test_a_state_dict_a_parameter_and_shared_memory_are_read(tmp_path: Path) -> None:
