@@ -172,9 +172,12 @@ def judge(
     >>> row = Row(
     ...     defense="sign", stage="init", composition="iid", batch_size=8, accuracy=0.9,
     ...     accuracy_ci=(0.88, 0.92), accuracy_seeds=(0.89, 0.91), diverged=False, dense_bytes=400,
-    ...     step_overhead=1.1, attacks={"LLG": AttackScore(0.7, (0.65, 0.73), 0.5)}, skipped={},
-    ...     worst_attack="LLG", worst_asr=0.7, worst_ci=(0.65, 0.73), blind_asr=0.4,
-    ...     advantage=0.5, advantage_ci=(0.4, 0.55),
+    ...     step_overhead=1.1, skipped={}, worst_attack="LLG", worst_asr=0.7, worst_ci=(0.65, 0.73),
+    ...     blind_asr=0.4, advantage=0.5, advantage_ci=(0.4, 0.55),
+    ...     attacks={
+    ...         "BestConstant": AttackScore(0.4, (0.35, 0.45), 0.0),
+    ...         "LLG": AttackScore(0.7, (0.65, 0.73), 0.5),
+    ...     },
     ... )
     >>> attack = {"stages": ["init"], "compositions": ["iid"], "batch_sizes": [8]}
     >>> report = Report({"attack": attack, "defense": [{"name": "sign"}]}, (row,))

@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gradguard.evaluation.decisions.consistency import check_consistency
 from gradguard.evaluation.errors import UnusableInputError, one_line
 from gradguard.evaluation.report import AttackScore, Failure, Report, Row, read_report
 from gradguard.evaluation.specs import AttackSpec, build
@@ -62,6 +63,8 @@ def read_judgeable(path: Path) -> Report:
 
     - every share is in [0, 1], every interval a pair in order, no number is NaN, and only epsilon
       may be infinite;
+    - no row is there twice, every estimate lies in its interval, and what a row says twice is the
+      same: the blind guess, the worst attack, every advantage;
     - names are printable: none can break a line, or a terminal, that shows it.
 
     Raises:
@@ -99,8 +102,13 @@ def check(report: Report) -> None:
     for failure in report.failures:
         _check_where(failure)
         _check_text("why", failure.why)
+    known = {(failure.defense, conditions(failure)) for failure in report.failures}
     for row in report.rows:
         _check_where(row)
+        # Of two rows in one place, one would be judged and the other shown.
+        if (key := (row.defense, conditions(row))) in known:
+            raise UnusableInputError(f"row {key[0]!r} ({key[1]}) is there twice")
+        known.add(key)
         try:
             _check_row(row)
         except (UnusableInputError, AttributeError, TypeError, KeyError) as error:
@@ -137,12 +145,11 @@ def _check_row(row: Row) -> None:
         _check_text("a level of knowledge", level, printable=True)
         _check_text("an attack", found.attack, printable=True)
         _check_score(level, AttackScore(found.asr, found.ci, found.advantage))
-    if row.worst_attack not in row.attacks:
-        raise UnusableInputError(f"worst_attack {row.worst_attack!r} is not among its attacks")
     for name, why in row.skipped.items():
         _check_text("a skipped attack", name, printable=True)
         _check_text(f"why {name} was skipped", why)
     _check_promises(row)
+    check_consistency(row)
 
 
 def _check_promises(row: Row) -> None:
@@ -150,6 +157,8 @@ def _check_promises(row: Row) -> None:
         _check_number("epsilon", row.epsilon, 0)
     if row.delta is not None:
         _check_number("delta", row.delta, 0, 1)
+        if not row.delta < 1:  # at 1 whatever is published keeps to it
+            raise UnusableInputError("delta must be below 1")
     if row.epsilon is not None and row.delta is None:
         raise UnusableInputError("epsilon without delta; the report is damaged")
     if row.certificate is not None:

@@ -71,7 +71,10 @@ def row(**changes: Any) -> Row:
         "bytes_per_update": 32.0,
         "dense_bytes": 400,
         "step_overhead": 1.2,
-        "attacks": {"LLG": AttackScore(0.7, (0.65, 0.75), 0.5)},
+        "attacks": {
+            "BestConstant": AttackScore(0.4, (0.35, 0.45), 0.0),
+            "LLG": AttackScore(0.7, (0.65, 0.75), 0.5),
+        },
         "skipped": {},
         "worst_attack": "LLG",
         "worst_asr": 0.7,

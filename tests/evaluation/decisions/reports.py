@@ -14,21 +14,32 @@ BLIND = 0.4
 
 
 def quiet(**changes: Any) -> Row:
-    """A row of which nothing is read: all is well up to an advantage of 0.1."""
-    scores = {
-        "BestConstant": AttackScore(BLIND, (0.35, 0.45), 0.0),
-        "LLG": scored(0.42, (0.40, 0.44)),
-    }
+    """A row of which nothing is read: all is well up to an advantage of 0.1.
+
+    What follows from the changes is changed with them, as in a real row.
+    """
+    given = dict(changes)
+    if "advantage" in given:
+        given.setdefault("worst_asr", BLIND + (1 - BLIND) * given["advantage"])
+    name = given.setdefault("worst_attack", "LLG")
+    score = given.get("attacks", {}).get(name, scored(0.42, (0.40, 0.44)))
+    rate = given.setdefault("worst_asr", score.asr)
+    given.setdefault("worst_ci", score.ci if rate == score.asr else _around(rate))
+    blind = AttackScore(BLIND, (0.35, 0.45), 0.0)
     values: dict[str, Any] = {
-        "attacks": scores,
-        "worst_attack": "LLG",
-        "worst_asr": 0.42,
-        "worst_ci": (0.40, 0.44),
+        "attacks": {"BestConstant": blind, name: scored(rate, given["worst_ci"])},
         "blind_asr": BLIND,
-        "advantage": advantage(0.42, BLIND),
-        "advantage_ci": (0.0, 0.08),
-    }
-    return row(**(values | changes))
+        "advantage": advantage(rate, BLIND),
+    } | given
+    above = values["advantage"]
+    values.setdefault("advantage_ci", (min(0.0, above), max(0.08, above)))
+    if "accuracy" in given:
+        values.setdefault("accuracy_ci", _around(given["accuracy"]))
+    return row(**values)
+
+
+def _around(share: float) -> Interval:
+    return max(share - 0.02, 0.0), min(share + 0.02, 1.0)
 
 
 def scored(rate: float, interval: Interval) -> AttackScore:
@@ -54,5 +65,7 @@ def judgeable(*rows: Row, **changes: Any) -> Report:
     }
     made = report(*rows, study=study)
     counts = {"scored": 100, "calibration": 50, "simulated_per_seed": 0}
-    sound = replace(made, provenance=made.provenance | {"batches_per_row": counts})
+    data = {"name": "digits", "client": 50}
+    described = made.provenance | {"batches_per_row": counts, "data": data}
+    sound = replace(made, provenance=described)
     return replace(sound, **changes)

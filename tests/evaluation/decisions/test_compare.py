@@ -160,7 +160,7 @@ def test_what_cannot_be_compared_is_refused(first: bool) -> None:
     with pytest.raises(UnusableInputError, match="no row is in both"):
         compare(whole, judgeable(quiet(defense="other")))
     with pytest.raises(UnusableInputError, match="advantage must be"):
-        compare(whole, judgeable(quiet(advantage=math.nan)))
+        compare(whole, judgeable(quiet(worst_asr=0.42, advantage=math.nan)))
 
 
 SHARES = st.floats(0, 1)

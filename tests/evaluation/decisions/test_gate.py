@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -55,9 +56,22 @@ def test_a_blind_guess_has_no_advantage_over_itself() -> None:
     assert verdict(quiet(attacks=attacks)).holds
 
 
-def test_advantages_that_do_not_fit_their_success_rates_are_not_believed() -> None:
-    edited = quiet(attacks=quiet().attacks | {"ILRG": AttackScore(0.9, (0.9, 0.9), 0.0)})
-    assert not verdict(edited).holds
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attacks": quiet().attacks | {"ILRG": AttackScore(0.9, (0.9, 0.9), 0.0)}},
+        {"blind_asr": 0.99},
+        {"blind_asr": 0.97, "attacks": {"LLG": scored(0.42, (0.4, 0.44))}},
+        {"worst_asr": 0.41, "attacks": quiet().attacks},
+        {"worst_ci": (0.4, 0.43), "attacks": quiet().attacks},
+        {"advantage": 0.0, "worst_asr": 0.9},
+        {"advantage_ci": (-0.1, 0.03)},
+        {"accuracy": 0.9, "accuracy_ci": (0.95, 1.0)},
+        {"attacks": quiet().attacks | {"ILRG": scored(0.5, (0.3, 0.4))}},
+    ],
+)
+def test_numbers_that_do_not_fit_one_another_are_not_believed(changes: dict[str, Any]) -> None:
+    failing(judgeable(quiet(**changes)), "row 'top-k 1 %'")
 
 
 def test_a_limit_that_is_just_reached_is_kept() -> None:
@@ -138,8 +152,9 @@ def test_a_row_without_an_attack_never_holds() -> None:
 
 
 def test_a_broken_certificate_never_holds() -> None:
-    exceeding = AttackScore(0.99, (0.98, 1.0), 0.98)
-    broken = certified(defense=NAME, attacks={"LLG": exceeding}, worst_attack="LLG")
+    exceeding = quiet(worst_asr=0.99, worst_ci=(0.98, 1.0), advantage_ci=(0.97, 1.0))
+    promised = certified(defense=NAME, composition="iid")
+    broken = replace(exceeding, composition="iid", certificate=promised.certificate)
     failing(judgeable(broken), "certificate is broken")
 
 
@@ -159,7 +174,7 @@ def test_a_leak_that_the_report_itself_calls_understated_never_holds() -> None:
     report.study["defense"][1]["transform"] = [{"Sign": {}}]
     failing(report, "attacks understate what 'top-k 1 %' leaks", max_advantage=0.2)
     assert not judge(report, defense=NAME, max_advantage=0.01).holds
-    fewer = quiet(worst_ci=(0.5, 0.55), rounds=1)
+    fewer = quiet(worst_asr=0.52, worst_ci=(0.5, 0.55), rounds=1)
     failing(judgeable(fewer, quiet(rounds=5)), "understate", max_advantage=0.5)
 
 
@@ -188,7 +203,7 @@ def test_a_limit_out_of_range_is_refused(value: float) -> None:
         {"attacks": {"LLG": AttackScore(0.4, (0.4, math.nan), 0.0)}},
         {"epsilon": math.nan, "delta": 1e-5},
         {"epsilon": -1.0, "delta": 1e-5},
-        {"worst_attack": "another"},
+        {"worst_attack": "another", "attacks": quiet().attacks},
     ],
 )
 def test_numbers_that_are_none_never_hold(changes: dict[str, Any]) -> None:
@@ -206,13 +221,18 @@ def test_weak_evidence_is_noted() -> None:
 
 
 SHARES = st.floats(0, 1)
-ENDS = st.tuples(SHARES, SHARES).map(lambda ends: (min(ends), max(ends)))
+SORTED = st.tuples(SHARES, SHARES, SHARES).map(sorted)
 
 
 @st.composite
 def rows(draw: st.DrawFn, size: int = 8) -> Row:
-    attacks = {"LLG": scored(draw(SHARES), draw(ENDS)), "EBI": scored(draw(SHARES), draw(ENDS))}
-    return quiet(attacks=attacks, worst_ci=draw(ENDS), advantage_ci=draw(ENDS), batch_size=size)
+    attacks = {"BestConstant": quiet().attacks["BestConstant"]}
+    for name in ("LLG", "EBI"):
+        low, rate, high = draw(SORTED)
+        attacks[name] = scored(rate, (low, high))
+    above = attacks["LLG"].advantage
+    ends = (above - draw(SHARES), min(above + draw(SHARES) * (1 - above), 1.0))
+    return quiet(attacks=attacks, advantage_ci=ends, batch_size=size)
 
 
 @given(rows(), SHARES, SHARES)
@@ -232,6 +252,8 @@ def test_one_more_row_never_turns_fails_into_holds(one: Row, two: Row, limit: fl
 def test_no_attack_is_above_what_may_leak(one: Row) -> None:
     worst, _ = may_leak(one)
     assert worst >= one.advantage_ci[1]
-    for score in one.attacks.values():
+    for name, score in one.attacks.items():
+        if name == "BestConstant":  # has none over itself
+            continue
         assert worst >= advantage(score.asr, one.blind_asr)
         assert worst >= advantage(score.ci[1], one.blind_asr)

@@ -26,7 +26,9 @@ def edited(folder: Path, edit: Edit) -> Path:
 
 def test_a_report_is_read_from_its_file_and_from_its_folder(tmp_path: Path) -> None:
     failure = Failure(defense="b", composition="iid", stage="init", batch_size=8, why="why")
-    report = judgeable(quiet(), certified(), informed(0.4, 0.5, 0.6, 0.7), failures=(failure,))
+    report = judgeable(
+        quiet(), certified(), informed(0.4, 0.5, 0.6, 0.7, stage="trained"), failures=(failure,)
+    )
     (tmp_path / "report.json").write_text(report.to_json())
     assert read_judgeable(tmp_path / "report.json") == report
     assert read_judgeable(tmp_path) == report
@@ -68,6 +70,8 @@ EDITS: dict[str, tuple[Edit, str]] = {
     "epsilon alone": (lambda t: t["rows"][1].update(delta=None), "epsilon without delta"),
     "no certificate": (lambda t: t["rows"][1].update(certificate={}), "row 'DP-SGD'"),
     "a certificate above 1": (lambda t: t["rows"][1]["certificate"].update(value=2), "value"),
+    "a delta of 1": (lambda t: t["rows"][1].update(delta=1.0), "delta must be below 1"),
+    "a row twice": (lambda t: t["rows"].append(t["rows"][0]), "is there twice"),
     "a failure that is none": (lambda t: t.update(failures=[{}]), "not a gradguard report"),
 }
 

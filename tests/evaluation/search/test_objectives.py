@@ -6,12 +6,13 @@ from dataclasses import replace
 import pytest
 
 from gradguard import Defense, KeepTopK, Quantize, Sign
-from gradguard.evaluation import AttackScore, Report
+from gradguard.evaluation import Report
 from gradguard.evaluation.decisions.gate import judge
 from gradguard.evaluation.errors import UnusableInputError
 from gradguard.evaluation.report import Failure, Row
 from gradguard.evaluation.search.objectives import WORST_BYTES, Candidate, candidates, pareto
-from tests.evaluation.examples import report, row
+from tests.evaluation.decisions.reports import judgeable, quiet, scored
+from tests.evaluation.examples import row
 
 STUDY = {
     "training": {"seeds": 2},
@@ -20,7 +21,7 @@ STUDY = {
 }
 MINE = Defense("top-k 1 %", transform=KeepTopK(0.01))
 INIT = row()
-TRAINED = row(
+TRAINED = quiet(
     stage="trained",
     advantage=0.1,
     advantage_ci=(0.0, 0.8),
@@ -30,7 +31,7 @@ TRAINED = row(
 
 
 def of(*rows: Row, failures: tuple[Failure, ...] = ()) -> Report:
-    return replace(report(*rows), study=STUDY, failures=failures)
+    return judgeable(*rows, study=STUDY, failures=failures)
 
 
 def test_a_candidate_is_as_good_as_its_worst_row() -> None:
@@ -48,7 +49,7 @@ def test_a_candidate_is_as_good_as_its_worst_row() -> None:
 
 
 def test_the_bad_end_is_that_of_a_gate() -> None:
-    other = AttackScore(0.95, (0.9, 0.99), 0.91)
+    other = scored(0.95, (0.9, 0.99))
     seen = replace(TRAINED, attacks=TRAINED.attacks | {"RLG": other})
     found = of(INIT, seen)
     [candidate] = candidates(found, [MINE])
@@ -98,14 +99,9 @@ def test_one_training_run_has_no_interval() -> None:
 
 def test_an_attack_that_was_too_weak_is_a_doubt() -> None:
     more = Defense("and more", transform=[KeepTopK(0.01), Quantize(8)])
-    rows = [
-        INIT,
-        TRAINED,
-        *(
-            replace(r, defense="and more", worst_asr=0.95, worst_ci=(0.93, 0.97))
-            for r in (INIT, TRAINED)
-        ),
-    ]
+    leaking = {"worst_asr": 0.95, "worst_ci": (0.93, 0.97), "advantage_ci": (0.9, 0.95)}
+    stronger = [quiet(defense="and more", stage=s, **leaking) for s in ("init", "trained")]
+    rows = [INIT, TRAINED, *stronger]
     first, second = candidates(of(*rows), [MINE, more])
     assert "understate what 'top-k 1 %' leaks" in str(first.doubt)
     assert first.failed is None
