@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -26,9 +28,16 @@ from gradguard.evaluation.output import write_atomically
 from gradguard.evaluation.running.own_code import digest
 
 FORMAT = 1
-LENT = "images-{}.safetensors"
+LENT = "gradguard-images-{}.safetensors"
 LOG = "log.jsonl"
 """A line for every unit that was computed: which, when, how long, by which process."""
+
+
+LEFT_HALFWAY = re.compile(
+    r"([0-9a-f]{2})/(\1[0-9a-f]{38}\.begun|\.\1[0-9a-f]{38}\.(json|safetensors)\.\w+)"
+    r"|\.?" + LENT.replace(".", r"\.").format(r"\d+") + r"(\.\w+)?"
+)
+"""Files that a killed process may have left. No others: the folder may hold its owner's, too."""
 
 
 class StoreError(UnusableInputError):
@@ -43,7 +52,8 @@ class Store:
 
     - a file is there whole, under its hash, or not at all: whenever the process is killed;
     - a file that was cut short, changed or belongs to another unit is not taken, and computed anew;
-    - :meth:`alone` lets one process at a time compute what several would need.
+    - :meth:`alone` lets one process at a time compute what several would need;
+    - files that are not of its making are left alone.
 
     Not guaranteed: the last of these on network file systems without locks.
     """
@@ -82,7 +92,9 @@ class Store:
 
     def write_tensors(self, key: str, tensors: dict[str, Tensor], **facts: Any) -> None:
         """Keep tensors under ``key``, and ``facts`` with them."""
-        content = save({name: tensor.clone() for name, tensor in tensors.items()})
+        # As safetensors has them: contiguous, and no two in one memory.
+        whole = torch.contiguous_format
+        content = save({n: t.detach().clone(memory_format=whole) for n, t in tensors.items()})
         self._put(self.path(key, ".safetensors"), content)
         # Last, and with their checksum: without it they are not there.
         self.write(key, facts | {"tensors": digest(content)})
@@ -159,9 +171,10 @@ class Store:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
-            for pattern in ("*/.*.*.*", ".*.*.*", "*/*.begun", LENT.format("*")):
-                for left in self.folder.glob(pattern):
-                    left.unlink(missing_ok=True)
+            for pattern in ("*", "*/*"):
+                for path in self.folder.glob(pattern):
+                    if LEFT_HALFWAY.fullmatch(path.relative_to(self.folder).as_posix()):
+                        path.unlink(missing_ok=True)
         except Timeout:
             raise UnusableInputError(
                 f"{self.folder}: another gradguard is at work there; wait for it, or choose "

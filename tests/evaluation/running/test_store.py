@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from gradguard.evaluation import UnusableInputError
 from gradguard.evaluation.running.own_code import digest
-from gradguard.evaluation.running.store import LOG, Store
+from gradguard.evaluation.running.store import LENT, LOG, Store
 
 KEY, OTHER = digest(b"a"), digest(b"b")
 RESULT = {"scored": {"LLG": [[0.1, 1 / 3, 5e-324]]}, "skipped": {}}
@@ -83,6 +83,20 @@ def test_tensors_come_back_bitwise_and_only_intact(store: Store) -> None:
     assert store.read_tensors(KEY) is None
 
 
+def test_tensors_of_any_layout_come_back_bitwise(store: Store) -> None:
+    image = torch.randn(2, 3, 4, 5)
+    tensors = {
+        "channels last": image.to(memory_format=torch.channels_last),
+        "transposed": torch.randn(3, 4).T,
+        "expanded": torch.randn(3, 1).expand(3, 4),
+        "parameter": torch.nn.Parameter(image),
+    }
+    store.write_tensors(KEY, tensors, accuracy=0.5)
+    held = store.read_tensors(KEY)
+    assert held is not None
+    assert all(torch.equal(held[name], tensors[name]) for name in tensors)
+
+
 def test_nan_is_no_result(store: Store) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         store.write(KEY, {"accuracy": float("nan")})
@@ -91,11 +105,28 @@ def test_nan_is_no_result(store: Store) -> None:
 
 def test_what_a_killed_process_left_half_written_is_removed(store: Store) -> None:
     store.write(KEY, RESULT)
-    half = store.path(KEY).parent / f".{KEY}.json.abc123"
-    half.write_bytes(b"{")
+    lent = LENT.format(123)
+    halves = [
+        *(store.path(KEY).parent / f".{KEY}.{kind}.abc_123" for kind in ("json", "safetensors")),
+        *(store.folder / lent, store.folder / f".{lent}.abc_123"),
+        store.path(KEY, ".begun"),
+    ]
+    for half in halves:
+        half.write_bytes(b"{")
     with store.opened():
-        assert not half.exists()
+        assert not any(half.exists() for half in halves)
         assert store.has(KEY)
+
+
+def test_the_files_of_the_owner_of_a_folder_stay(store: Store) -> None:
+    names = ["images-train.safetensors", "images-2024.safetensors", ".coverage.host.12"]
+    names += ["sub/.a.b.c", "sub/diary.begun", "ab/diary.begun", f"ab/{OTHER}.begun", ".a.b.c"]
+    for name in names:
+        (store.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (store.folder / name).write_text("mine")
+    with store.opened():
+        pass
+    assert all((store.folder / name).read_text() == "mine" for name in names)
 
 
 def test_a_second_run_in_the_same_folder_is_refused(store: Store) -> None:
