@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 import gradguard
 from gradguard import Defense
@@ -30,6 +30,7 @@ from gradguard.evaluation.running.own_code import (
     probe,
     raw,
 )
+from gradguard.evaluation.running.store import check_storable
 from gradguard.evaluation.running.units import Attacked, Trained, Undefended, Unit, Weighed
 from gradguard.evaluation.study import Study
 
@@ -81,7 +82,11 @@ class Keys:
         self._defenses = {d.name: self._described(d) for d in study.defenses}
 
     def of(self, unit: Unit) -> str:
-        """The unit's hash: 40 hexadecimal digits."""
+        """The unit's hash: 40 hexadecimal digits.
+
+        Raises:
+            UnusableInputError: The unit's model could not be kept, once it is trained.
+        """
         parts = self._bench.parts
         facts: dict[str, Any] = {"unit": type(unit).__name__, **self._common}
         match unit:
@@ -97,6 +102,7 @@ class Keys:
                 facts |= {"defense": self._defenses[defense], "part": _array(parts.client)}
                 facts |= {"model": self._model(0)} | self._training
             case Undefended(repeat):
+                check_storable(self._bench.fresh_model(repeat).state_dict())
                 facts |= {
                     "model": self._model(repeat),
                     "repeat": repeat,
@@ -138,8 +144,10 @@ def data_digest(data: Data) -> str:
 def model_digest(model: nn.Module) -> str:
     """Architecture, initial weights, and code and content of layers that are not torch's."""
     parts = [repr(model).encode(), model_code(model).encode()]
-    for name, tensor in model.state_dict().items():
-        parts += [name.encode(), *raw(tensor)]
+    for name, value in model.state_dict().items():
+        # What is no tensor comes from a layer's get_extra_state.
+        held = raw(value) if isinstance(value, Tensor) else [content(value).encode()]
+        parts += [name.encode(), *held]
     return digest(*parts)
 
 

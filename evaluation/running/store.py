@@ -12,7 +12,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,12 @@ class Store:
             return None
 
     def write_tensors(self, key: str, tensors: dict[str, Tensor], **facts: Any) -> None:
-        """Keep tensors under ``key``, and ``facts`` with them."""
+        """Keep tensors under ``key``, and ``facts`` with them.
+
+        Raises:
+            UnusableInputError: Some of them are none.
+        """
+        check_storable(tensors)
         # As safetensors has them: contiguous, and no two in one memory.
         whole = torch.contiguous_format
         content = save({n: t.detach().clone(memory_format=whole) for n, t in tensors.items()})
@@ -204,6 +209,20 @@ class Store:
                 f"{self.folder}: cannot be written any more ({why}); what is finished is there: "
                 "make room, and go on with --resume"
             ) from error
+
+
+def check_storable(state: Mapping[str, Any]) -> None:
+    """Raise unless all of a model's state can be kept: tensors can, and what needs pickle cannot.
+
+    Raises:
+        UnusableInputError: Some of it is no tensor.
+    """
+    other = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    if other:
+        raise UnusableInputError(
+            f"a trained model is kept as tensors, and {', '.join(other)} in the model's state is "
+            "none; keep it in buffers, or attack at stage 'init' alone"
+        )
 
 
 def _checksum(key: str, result: Any) -> str:

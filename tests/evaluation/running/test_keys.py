@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from gradguard import Defense, Grads, Identity, State
-from gradguard.evaluation import Data, Study, load_digits
+from gradguard.evaluation import Data, Study, UnusableInputError, evaluate, load_digits
 from gradguard.evaluation.models import mlp
 from gradguard.evaluation.progress import Silent
 from gradguard.evaluation.running import keys as module
@@ -199,3 +199,55 @@ def test_an_attribute_that_acts_in_evaluation_mode_alone_changes_every_hash() ->
 
     assert of(1.0) == of(1.0)
     assert not set(of(1.0)) & set(of(-1.0))
+
+
+class Extra(nn.Linear):
+    """A head with a state that is no tensor."""
+
+    def __init__(self, inputs: int, classes: int, scale: int) -> None:
+        super().__init__(inputs, classes)
+        self.scales = (scale,)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images.flatten(1))
+
+    def get_extra_state(self) -> object:
+        return {"scale": self.scales}
+
+    def set_extra_state(self, state: Any) -> None:
+        self.scales = state["scale"]
+
+
+def test_a_state_that_is_no_tensor_counts() -> None:
+    def of(scale: int) -> str:
+        return module.model_digest(Extra(64, 10, scale))
+
+    torch.manual_seed(0)
+    first = of(1)
+    torch.manual_seed(0)
+    assert of(1) == first
+    torch.manual_seed(0)
+    assert of(2) != first
+
+
+def test_a_model_with_such_a_state_is_evaluated_fresh_and_refused_where_it_is_trained_first() -> (
+    None
+):
+    def factory(shape: tuple[int, ...], classes: int) -> nn.Module:
+        return Extra(64, classes, 1)
+
+    assert len(evaluate(Study.from_dict(STUDY), factory=factory).rows) == 2
+    trained = Study.from_dict(study_with(attack={"stages": ["trained"]}))
+    with pytest.raises(UnusableInputError, match="_extra_state in the model's state is none"):
+        evaluate(trained, factory=factory)
+
+
+def test_a_model_in_channels_last_can_be_attacked_once_it_is_trained() -> None:
+    def factory(shape: tuple[int, ...], classes: int) -> nn.Module:
+        model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, classes))
+        return model.to(memory_format=torch.channels_last)
+
+    trained = Study.from_dict(study_with(attack={"stages": ["trained"]}))
+    report = evaluate(trained, factory=factory)
+    assert len(report.rows) == 2
+    assert not report.failures

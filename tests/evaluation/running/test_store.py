@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -95,6 +96,13 @@ def test_tensors_of_any_layout_come_back_bitwise(store: Store) -> None:
     held = store.read_tensors(KEY)
     assert held is not None
     assert all(torch.equal(held[name], tensors[name]) for name in tensors)
+
+
+def test_what_is_no_tensor_is_refused_by_name(store: Store) -> None:
+    tensors: dict[str, Any] = {"weight": torch.zeros(2), "0._extra_state": {"scale": 2}}
+    with pytest.raises(UnusableInputError, match=r"tensors, and 0\._extra_state in the model"):
+        store.write_tensors(KEY, tensors)
+    assert store.read_tensors(KEY) is None
 
 
 def test_nan_is_no_result(store: Store) -> None:
