@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -37,8 +38,9 @@ def command(
     """Say what got better or worse from report A to report B, beyond the intervals.
 
     Leakage and accuracy count as changed where the 95 % interval of their difference leaves out
-    zero; bytes and epsilon are exact; step time is not judged. Exit code 0: nothing got worse.
-    1: something did. 2: they cannot be compared.
+    zero; bytes, epsilon and certificates are exact; step time is not judged. Exit code 0: nothing
+    that was compared got worse. 1: something did, or rows of A are not in B. 2: they cannot be
+    compared.
     """
     with refusals_stated(title=TITLE, form=form):
         found = compare(read_judgeable(before), read_judgeable(after))
@@ -49,7 +51,7 @@ def command(
         markdown=summary(found),
     )
     state(said, title=TITLE, form=form)
-    raise typer.Exit(1 if found.worse else 0)
+    raise typer.Exit(0 if found.verdict == "not worse" else 1)
 
 
 def words(found: Comparison) -> str:
@@ -83,7 +85,17 @@ def summary(found: Comparison) -> str:
 
 
 def _verdict(found: Comparison) -> str:
-    return "something got worse" if found.worse else "nothing got worse"
+    """The headline, which claims nothing of what was not compared."""
+    missing = Counter(said.split(" ", 1)[0] for said in found.uncompared)
+    left = [f"{name} ({count})" for name, count in missing.items()]
+    if found.only_before:
+        left.insert(0, f"rows of A that B lacks ({len(found.only_before)})")
+    said = "something got worse" if found.worse else "nothing got worse"
+    if not left:
+        return said
+    if not found.worse:
+        said = "nothing that was compared got worse"
+    return f"{said}; not compared: {', '.join(left)}"
 
 
 def _lines(found: Comparison) -> list[str]:
@@ -116,7 +128,10 @@ def _annotations(found: Comparison) -> tuple[tuple[Level, str], ...]:
     said: list[tuple[Level, str]] = [("error", line) for line in worse[: MOST - 1]]
     if left := len(worse) - len(said):
         said.append(("error", f"{left} more got worse; see the summary of this job"))
-    said += [("warning", f"not a fair comparison: {w}") for w in found.warnings[:MOST]]
+    doubts = _listed("only in A", found.only_before)
+    doubts += [f"not compared: {u}" for u in found.uncompared]
+    doubts += [f"not a fair comparison: {w}" for w in found.warnings]
+    said += [("warning", doubt) for doubt in doubts[:MOST]]
     return (*said, ("notice", f"{_verdict(found)}; {_facts(found)[len(found.failed)]}"))
 
 
@@ -133,7 +148,7 @@ def _where(change: Change) -> str:
 
 
 def _is_share(change: Change) -> bool:
-    return change.quantity in ("advantage", "accuracy") and change.needed > 0
+    return change.needed > 0 and change.quantity != "bytes"
 
 
 def _value(change: Change, value: float | None) -> str:
@@ -143,7 +158,7 @@ def _value(change: Change, value: float | None) -> str:
         return "unbounded"
     if change.quantity == "bytes":
         return f"{value:,.1f}"
-    return f"{value:.4g}" if change.quantity == "epsilon" else _share(value)
+    return f"{value:.4g}" if change.quantity in ("epsilon", "delta") else _share(value)
 
 
 def _share(value: float) -> str:

@@ -10,7 +10,12 @@ That interval is squared and added from the two: a rise counts if it is more tha
 The rule takes the draws of both reports as independent. Reports of one seed share many of them, and
 then the rule is cautious: it may miss a change, and calls less than 5 % of equals changed.
 
-Epsilon is computed, and any change of it counts. So do bytes under one seed; under two, the
+An attack that was not chosen on calibration batches counts as well: the one with the highest rate
+of each row is compared with that of the other. Where an attack that read most in the first report
+was not run in the second, less leakage is no improvement: it was looked for less.
+
+Epsilon, its delta and certificates are computed, and any change of them counts; see
+:mod:`gradguard.evaluation.decisions.promises`. So do bytes under one seed; under two, the
 messages are others, and a mean of few has no interval: then only more than :data:`BYTES_MARGIN`
 counts. Step time depends on what else the machine was doing, and is never judged.
 """
@@ -24,12 +29,15 @@ from typing import Any, Literal
 
 from gradguard.evaluation.decisions.judgeable import Conditions, check, conditions
 from gradguard.evaluation.decisions.likewise import different_definitions, unfairness
+from gradguard.evaluation.decisions.promises import Promise, differences, undecided
 from gradguard.evaluation.errors import UnusableInputError
-from gradguard.evaluation.metrics import Interval
+from gradguard.evaluation.metrics import Interval, advantage
 from gradguard.evaluation.report import Report, Row
 
-Quantity = Literal["advantage", "accuracy", "bytes", "epsilon"]
+Quantity = Literal["advantage", "strongest attack", "accuracy", "bytes"] | Promise
+Outcome = Literal["worse", "not compared", "not worse"]
 Key = tuple[str, Conditions]
+_Read = tuple[str, float, Interval]
 
 BYTES_MARGIN = 0.01
 """Share by which bytes must differ to count as changed, where the seeds are not the same."""
@@ -41,7 +49,7 @@ class Change:
 
     Args:
         rows: Where; accuracy and bytes belong to a defence, and are the same in all of its rows.
-        before: ``None`` for an epsilon that there was not.
+        before: ``None`` for a promise that there was not.
         needed: The least difference that counts here; 0 of what is exact.
     """
 
@@ -84,6 +92,13 @@ class Comparison:
         """Whether something got worse; a row that can no longer be made did."""
         return bool(self.failed) or any(not change.better for change in self.changes)
 
+    @property
+    def verdict(self) -> Outcome:
+        """Only ``"not worse"`` may pass; it is none where rows of the first report are missing."""
+        if self.worse:
+            return "worse"
+        return "not compared" if self.only_before else "not worse"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, without NaN or infinity."""
         changes = [
@@ -92,8 +107,7 @@ class Comparison:
             | {"before": _finite(change.before), "after": _finite(change.after)}
             for change in self.changes
         ]
-        verdict = "worse" if self.worse else "not worse"
-        return {"schema": 1, "verdict": verdict} | asdict(self) | {"changes": changes}
+        return {"schema": 1, "verdict": self.verdict} | asdict(self) | {"changes": changes}
 
 
 def compare(before: Report, after: Report) -> Comparison:
@@ -102,7 +116,8 @@ def compare(before: Report, after: Report) -> Comparison:
     Guarantees:
 
     - a report is not worse than itself;
-    - exchanged, what was better is worse, and the other way round;
+    - exchanged, what was better is worse, and the other way round, if the same attacks were run;
+    - leakage is never better where the attack that read most before was not run again;
     - intervals that do not overlap are a change, and wider intervals never make one.
 
     Raises:
@@ -129,7 +144,7 @@ def compare(before: Report, after: Report) -> Comparison:
     return Comparison(
         changes=tuple(sorted(changes, key=lambda change: change.better)),
         matched=len(both),
-        compared=sum(1 + _has_intervals(*pair) for pair in both),
+        compared=sum(_pairs(*pair) for pair in both),
         failed=tuple(map(_words, broken)),
         only_before=tuple(_words(key) for key in old if key not in new and key not in failed),
         only_after=tuple(_words(key) for key in new if key not in old),
@@ -157,14 +172,39 @@ def _changes(old: Row, new: Row, same_seed: bool) -> Iterator[Change]:
         margin = 0.0 if same_seed else BYTES_MARGIN * max(a, b)
         if abs(b - a) > margin:
             yield _change("bytes", old, a, b, margin, better=b < a)
-    yield from _epsilon(old, new)
+    for found in differences(old, new):
+        yield _change(found.quantity, old, found.before, found.after, 0.0, better=found.better)
 
 
 def _leakage(old: Row, new: Row) -> Iterator[Change]:
-    a, b = old.advantage, new.advantage
-    least = needed(a, old.advantage_ci, b, new.advantage_ci)
-    if abs(b - a) > least:
-        yield _change("advantage", old, a, b, least, better=b < a)
+    pairs: list[tuple[Quantity, _Read, _Read]] = [("advantage", _chosen(old), _chosen(new))]
+    if _unchosen(old, new):
+        pairs.append(("strongest attack", _strongest(old), _strongest(new)))
+    for quantity, (_, a, first), (_, b, second) in pairs:
+        least = needed(a, first, b, second)
+        if b - a > least or (a - b > least and not _lost(old, new)):
+            yield _change(quantity, old, a, b, least, better=b < a)
+
+
+def _chosen(row: Row) -> _Read:
+    return row.worst_attack, row.advantage, row.advantage_ci
+
+
+def _strongest(row: Row) -> _Read:
+    """The attack with the highest rate, over the blind guess of the row."""
+    name = max(row.attacks, key=lambda name: row.attacks[name].asr)
+    low, high = (advantage(end, row.blind_asr) for end in row.attacks[name].ci)
+    return name, row.attacks[name].advantage, (low, high)
+
+
+def _unchosen(old: Row, new: Row) -> bool:
+    return _strongest(old)[0] != old.worst_attack or _strongest(new)[0] != new.worst_attack
+
+
+def _lost(old: Row, new: Row) -> list[str]:
+    """Attacks that read most before, and were not run again."""
+    before = dict.fromkeys((old.worst_attack, _strongest(old)[0]))
+    return [name for name in before if name not in new.attacks]
 
 
 def _accuracy(old: Row, new: Row) -> Iterator[Change]:
@@ -177,32 +217,30 @@ def _accuracy(old: Row, new: Row) -> Iterator[Change]:
             yield _change("accuracy", old, old.accuracy, new.accuracy, least, better=better)
 
 
-def _epsilon(old: Row, new: Row) -> Iterator[Change]:
-    a, b = old.epsilon, new.epsilon
-    if a is not None and b is not None and old.delta != new.delta:
-        return  # neither says more than the other
-    # None promises nothing, as an infinite epsilon does.
-    first, second = (math.inf if e is None else e for e in (a, b))
-    if first != second and not math.isclose(first, second, rel_tol=1e-9):
-        yield _change("epsilon", old, a, b, 0.0, better=second < first)
-
-
 def _has_intervals(old: Row, new: Row) -> bool:
     return old.accuracy_ci is not None and new.accuracy_ci is not None
 
 
+def _pairs(old: Row, new: Row) -> int:
+    return 1 + _unchosen(old, new) + _has_intervals(old, new)
+
+
 def _uncompared(old: Row, new: Row) -> Iterator[str]:
+    """Each begins with what it is that could not be compared."""
+    for name in _lost(old, new):
+        why = new.skipped.get(name, "it is not in that report")
+        yield (
+            f"leakage of {_words((old.defense, conditions(old)))}: {name}, which read most in the "
+            f"first report, was not run in the second ({why})"
+        )
     if old.diverged and new.diverged:
         yield f"accuracy of {old.defense!r}: training diverged in both"
     elif old.diverged == new.diverged and not _has_intervals(old, new):
         yield f"accuracy of {old.defense!r}: from one seed there is no interval"
     if (old.bytes_per_update is None) != (new.bytes_per_update is None):
         yield f"bytes of {old.defense!r}: measured in one report only"
-    if old.epsilon is not None and new.epsilon is not None and old.delta != new.delta:
-        yield (
-            f"epsilon of {old.defense!r}: at delta {old.delta:g} in the first report and at "
-            f"{new.delta:g} in the second"
-        )
+    if (said := undecided(old, new)) is not None:
+        yield said
 
 
 def _change(
@@ -219,7 +257,7 @@ def _merged(changes: Sequence[Change]) -> list[Change]:
     """One change for what is the same number in several rows of a defence."""
     found: dict[object, Change] = {}
     for change in changes:
-        alone = change.rows if change.quantity == "advantage" else ()
+        alone = change.rows if change.quantity in ("advantage", "strongest attack") else ()
         key = (change.quantity, change.defense, change.before, change.after, alone)
         rows = (found[key].rows if key in found else ()) + change.rows
         found[key] = Change(**(vars(change) | {"rows": rows}))

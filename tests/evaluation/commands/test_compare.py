@@ -59,6 +59,27 @@ def test_a_row_that_can_no_longer_be_made_is_named(
     )
 
 
+def test_the_headline_claims_nothing_of_what_was_not_compared(
+    old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fewer = written(tmp_path, "fewer.json", judgeable(quiet()))
+    assert run("compare", old, fewer) == 1
+    assert capsys.readouterr().out.splitlines()[0] == (
+        "gradguard compare: nothing that was compared got worse; not compared: rows of A that B "
+        "lacks (1)"
+    )
+    assert run("compare", old, fewer, "--format", "json") == 1
+    assert json.loads(capsys.readouterr().out)["verdict"] == "not compared"
+    one = [
+        written(tmp_path, f"{share}", judgeable(quiet(accuracy=share, accuracy_ci=None)))
+        for share in (0.95, 0.1)
+    ]
+    assert run("compare", *one, "--format", "github") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("::warning title=gradguard compare::not compared: accuracy of")
+    assert "nothing that was compared got worse; not compared: accuracy (1);" in lines[-1]
+
+
 def test_json_has_every_row_and_github_annotations(
     old: Path,
     new: Path,
@@ -84,12 +105,12 @@ def test_json_has_every_row_and_github_annotations(
 def test_long_lists_are_cut_where_people_read_and_not_in_json(
     tmp_path: Path, old: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    many = judgeable(*(quiet(batch_size=size) for size in range(16, 36)))
+    many = judgeable(*(quiet(batch_size=size) for size in (8, *range(16, 35))))
     path = written(tmp_path, "many.json", many)
     assert run("compare", old, path) == 0
-    assert "only in B: 14 more" in capsys.readouterr().out
+    assert "only in B: 13 more" in capsys.readouterr().out
     assert run("compare", old, path, "--format", "json") == 0
-    assert len(json.loads(capsys.readouterr().out)["only_after"]) == 19
+    assert len(json.loads(capsys.readouterr().out)["only_after"]) == 18
 
 
 def test_reports_that_cannot_be_compared_are_exit_code_2(

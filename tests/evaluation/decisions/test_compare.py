@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from gradguard.evaluation import Failure, Report, Row, UnusableInputError
 from gradguard.evaluation.decisions.compare import Comparison, compare, needed
-from tests.evaluation.decisions.reports import judgeable, quiet
+from tests.evaluation.decisions.reports import judgeable, quiet, scored
+from tests.evaluation.examples import certified
 
 
 def compared(old: Row, new: Row) -> Comparison:
@@ -102,6 +103,59 @@ def test_epsilon_is_exact_and_none_promises_nothing() -> None:
     assert "at delta 1e-05" in other.uncompared[0]
 
 
+def test_a_pair_of_epsilon_and_delta_is_worse_where_neither_is_better() -> None:
+    def private(epsilon: float, delta: float) -> Row:
+        return quiet(epsilon=epsilon, delta=delta)
+
+    first = private(1.0, 1e-6)
+    for other in (private(100.0, 0.1), private(1.0, 0.1), private(math.inf, 1e-7)):
+        assert compared(first, other).worse
+        back = compared(other, first)
+        assert back.changes
+        assert all(change.better for change in back.changes)
+    (change,) = compared(first, private(1.0, 0.1)).changes
+    assert (change.quantity, change.before, change.after) == ("delta", 1e-6, 0.1)
+
+
+def test_a_certificate_that_is_higher_or_gone_is_worse() -> None:
+    old = certified()
+    assert old.certificate is not None
+    loose = {"value": 1.0, "multiset": old.certificate["multiset"] | {"value": 1.0}}
+    for gone in (old.certificate | loose, None):
+        other = replace(old, certificate=gone)
+        found = compared(old, other)
+        assert {c.quantity for c in found.changes if not c.better} == {
+            "certificate of a label",
+            "certificate of a batch",
+        }
+        assert not compared(other, old).worse
+    assert compared(old, old).changes == ()
+
+
+def test_an_attack_that_was_not_run_again_makes_nothing_better() -> None:
+    read = quiet(advantage=0.9, advantage_ci=(0.85, 0.95))
+    other = quiet(worst_attack="EBI", skipped={"LLG": "not mounted"})
+    assert compared(read, quiet()).changes[0].better
+    found = compared(read, other)
+    assert found.changes == ()
+    assert found.uncompared[0].startswith("leakage of top-k 1 % (init, skewed, B = 8): LLG, which")
+    assert "(not mounted)" in found.uncompared[0]
+    assert compared(other, read).worse
+
+
+def test_an_attack_that_was_not_chosen_counts_as_well() -> None:
+    read = quiet(attacks=quiet().attacks | {"ILRG": scored(0.97, (0.95, 0.99))})
+    found = compared(quiet(), read)
+    assert [(c.quantity, c.better) for c in found.changes] == [("strongest attack", False)]
+    assert found.changes[0].after == pytest.approx(0.95)
+    assert compared(read, quiet()).uncompared  # it was not run again
+
+
+def test_a_row_that_is_there_twice_is_refused() -> None:
+    with pytest.raises(UnusableInputError, match="there twice"):
+        compare(judgeable(quiet()), judgeable(quiet(advantage=0.9), quiet()))
+
+
 def test_step_time_is_never_judged() -> None:
     assert compared(quiet(step_overhead=1.0), quiet(step_overhead=100.0)).changes == ()
 
@@ -128,6 +182,8 @@ def test_rows_in_one_report_only_are_listed_and_not_judged() -> None:
     old, new = judgeable(quiet(), quiet(batch_size=1)), judgeable(quiet(), quiet(batch_size=64))
     found = compare(old, new)
     assert not found.worse
+    assert found.verdict == "not compared"
+    assert compare(old, judgeable(*old.rows, quiet(batch_size=64))).verdict == "not worse"
     assert found.only_before == ("top-k 1 % (init, skewed, B = 1)",)
     assert found.only_after == ("top-k 1 % (init, skewed, B = 64)",)
     assert found.warnings == ()  # more batch sizes make no other row unfair
