@@ -23,7 +23,12 @@ from typing import Any, Literal
 
 from gradguard.evaluation.attackers import BLIND
 from gradguard.evaluation.decisions.judgeable import Conditions, conditions
-from gradguard.evaluation.decisions.prerequisites import judgeable_rows, notes, understated
+from gradguard.evaluation.decisions.prerequisites import (
+    check_evidence,
+    judgeable_rows,
+    notes,
+    understated,
+)
 from gradguard.evaluation.errors import UnusableInputError
 from gradguard.evaluation.metrics import advantage
 from gradguard.evaluation.report import Report, Row
@@ -165,8 +170,9 @@ def judge(
     Raises:
         UnusableInputError: A limit is out of range; the report has no such defence, is incomplete
             or damaged, lacks rows, or its rows failed; training diverged; no attack was played;
-            accuracy has no interval; the certificate is broken; delta is too large for epsilon to
-            say anything; or the report itself says that the attacks understate the leak.
+            too few batches were scored; accuracy has no interval; the certificate is broken; delta
+            is too large for epsilon to say anything, or nobody knows of how many records; or the
+            report itself says that the attacks understate the leak.
 
     >>> from gradguard.evaluation import AttackScore
     >>> row = Row(
@@ -180,7 +186,8 @@ def judge(
     ...     },
     ... )
     >>> attack = {"stages": ["init"], "compositions": ["iid"], "batch_sizes": [8]}
-    >>> report = Report({"attack": attack, "defense": [{"name": "sign"}]}, (row,))
+    >>> told = {"batches_per_row": {"scored": 100}}
+    >>> report = Report({"attack": attack, "defense": [{"name": "sign"}]}, (row,), told)
     >>> judge(report, defense="sign", max_advantage=0.6).holds
     True
     >>> verdict = judge(report, defense="sign", max_advantage=0.52)
@@ -194,6 +201,7 @@ def judge(
         needs_accuracy=limits.min_accuracy is not None,
         needs_epsilon=limits.max_epsilon is not None,
     )
+    check_evidence(report, rows)
     found = tuple(finding for row in rows for finding in _findings(row, limits))
     verdict = Verdict(defense=defense, limits=limits, findings=found, notes=notes(report, rows))
     weak = understated(report, defense)

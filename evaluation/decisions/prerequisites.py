@@ -7,7 +7,7 @@ interval.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from gradguard import Defense
 from gradguard.attacks import BASELINES
@@ -18,8 +18,11 @@ from gradguard.evaluation.errors import UnusableInputError, unknown
 from gradguard.evaluation.nesting import weak_attacks, weak_pooling
 from gradguard.evaluation.report import Report, Row
 
+LEAST = 20
+"""Scored batches, below which nothing is judged."""
+
 FEW = 30
-"""Scored batches, below which the bootstrap's intervals are not to be trusted."""
+"""Scored batches, below which the bootstrap's intervals are often too short."""
 
 
 def judgeable_rows(
@@ -29,7 +32,7 @@ def judgeable_rows(
 
     Args:
         needs_accuracy: Whether accuracy is to be judged, for which it needs an interval.
-        needs_epsilon: Whether epsilon is, for which its delta must be small enough.
+        needs_epsilon: Whether epsilon is, for which its delta must be small enough for the records.
 
     Raises:
         UnusableInputError: See :func:`gradguard.evaluation.decisions.gate.judge`.
@@ -83,11 +86,52 @@ def _check_row(row: Row, needs_accuracy: bool) -> None:
 def _check_promise(report: Report, rows: list[Row], needs_epsilon: bool) -> None:
     if broken := broken_certificates(rows):
         raise UnusableInputError(broken[0])
+    if not needs_epsilon:
+        return
     data = report.provenance.get("data")
     records = data.get("client") if isinstance(data, Mapping) else None
-    if needs_epsilon and isinstance(records, int):
-        for sentence in weak_deltas(rows, records):
-            raise UnusableInputError(sentence)
+    if not _is_whole(records) or records < 1:
+        raise UnusableInputError(
+            "epsilon says something only at a delta far below one over the number of records, "
+            "and the report does not say how many there are (provenance.data.client); run the "
+            "study again"
+        )
+    for sentence in weak_deltas(rows, records):
+        raise UnusableInputError(sentence)
+
+
+def check_evidence(report: Report, rows: list[Row]) -> None:
+    """Raise where too few batches were scored for any interval to be believed.
+
+    A bootstrap of one batch is a point, and of a few that agree as well.
+    """
+    scored = _scored(report)
+    if not _is_whole(scored):
+        raise UnusableInputError(
+            "the report does not say how many batches were scored "
+            "(provenance.batches_per_row.scored), so that no interval is to be believed; run the "
+            "study again"
+        )
+    if scored < LEAST:
+        raise UnusableInputError(
+            f"only {scored} batches were scored, too few for an interval; run the study with "
+            f"attack.trials of at least {LEAST}"
+        )
+    for row in rows:
+        if not row.blind_asr < 1:
+            raise UnusableInputError(
+                f"{row.defense!r} ({conditions(row)}): a blind guess was right every time, so that "
+                "nothing can be told of an attack; run more trials, or larger batches"
+            )
+
+
+def _scored(report: Report) -> Any:
+    counts = report.provenance.get("batches_per_row")
+    return counts.get("scored") if isinstance(counts, Mapping) else None
+
+
+def _is_whole(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def understated(report: Report, defense: str) -> list[str]:
@@ -114,9 +158,8 @@ def notes(report: Report, rows: list[Row]) -> tuple[str, ...]:
         said.append(f"the study names its attackers ({names}); others may read more")
     if report.provenance.get("models_attacked") == 1:
         said.append("one model was attacked, so that no interval shows how models differ")
-    counts = report.provenance.get("batches_per_row")
-    scored = counts.get("scored") if isinstance(counts, Mapping) else None
-    if isinstance(scored, int) and scored < FEW:
+    scored = _scored(report)
+    if _is_whole(scored) and scored < FEW:
         said.append(
             f"only {scored} batches were scored; an interval from so few is often too short"
         )

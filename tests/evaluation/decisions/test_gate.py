@@ -166,6 +166,33 @@ def test_a_delta_that_lets_a_record_be_published_never_holds_an_epsilon() -> Non
     assert judge(report, defense=NAME, max_advantage=0.2).holds
 
 
+@pytest.mark.parametrize("records", [None, "1000", True, 0, -5, 1e3])
+def test_without_a_number_of_records_no_epsilon_ever_holds(records: object) -> None:
+    report = judgeable(quiet(epsilon=0.0, delta=0.9))
+    report.provenance["data"]["client"] = records
+    failing(report, "does not say how many", max_epsilon=1.0)
+    failing(replace(report, provenance={}), "does not say how many", max_epsilon=1.0)
+    failing(judgeable(quiet(epsilon=0.0, delta=1.0)), "delta must be below 1")
+
+
+@pytest.mark.parametrize("scored", [None, "100", True, 0, 1, 19, 1e3])
+def test_a_report_of_too_few_batches_never_holds(scored: object) -> None:
+    unread = quiet(worst_asr=0.0, worst_ci=(0.0, 0.0), advantage_ci=(-2 / 3, -2 / 3))
+    report = judgeable(unread)
+    assert judge(report, defense=NAME, max_advantage=0.2).holds
+    report.provenance["batches_per_row"]["scored"] = scored
+    failing(report, "batches were scored")
+    failing(replace(report, provenance={}), "batches were scored")
+
+
+def test_where_a_blind_guess_is_always_right_nothing_holds() -> None:
+    blind = {"BestConstant": AttackScore(1.0, (1.0, 1.0), 0.0), "LLG": AttackScore(1, (1, 1), 0.0)}
+    failing(
+        judgeable(quiet(attacks=blind, blind_asr=1.0, advantage=0.0, worst_asr=1.0)),
+        "blind guess was right",
+    )
+
+
 def test_a_leak_that_the_report_itself_calls_understated_never_holds() -> None:
     adds_to_it = quiet(
         defense="more", worst_asr=0.9, worst_ci=(0.85, 0.95), advantage_ci=(0.75, 0.95)
@@ -213,10 +240,10 @@ def test_numbers_that_are_none_never_hold(changes: dict[str, Any]) -> None:
 def test_weak_evidence_is_noted() -> None:
     report = judgeable(quiet(skipped={"RLG": "the model has no bias"}))
     report.study["attack"]["attackers"] = ["LLG"]
-    report.provenance["batches_per_row"]["scored"] = 6
+    report.provenance["batches_per_row"]["scored"] = 25
     report.provenance["models_attacked"] = 1
     notes = " ".join(judge(report, defense=NAME, max_advantage=0.2).notes)
-    for said in ("RLG was not run: the model has no bias", "(LLG)", "6 batches", "one model"):
+    for said in ("RLG was not run: the model has no bias", "(LLG)", "25 batches", "one model"):
         assert said in notes
 
 
