@@ -7,9 +7,13 @@ from typing import Any
 
 from gradguard.evaluation.certificates.law import epsilon_up, percent_up
 from gradguard.evaluation.report import Failure, Report, Row
+from gradguard.evaluation.views.placing import short
 
 # Below this advantage a leak is too small for the batches of an ordinary study to tell from none.
 NOTICEABLE = 0.05
+
+TONES = ("quiet", "unclear", "leaks")
+"""The answers of ``tone``, from the mildest to the gravest."""
 
 STAGE_WORDS = {"init": "an untrained model", "trained": "a trained model"}
 
@@ -49,7 +53,7 @@ def by_defense(report: Report) -> dict[str, list[Row]]:
 
 def worst_row(rows: Sequence[Row]) -> Row:
     """The row in which a defence leaks most; one that clearly leaks before one that may."""
-    return max(rows, key=lambda row: (leaks(row), row.advantage))
+    return max(rows, key=lambda row: (TONES.index(tone(row)), row.advantage))
 
 
 def leaks(row: Row) -> bool:
@@ -205,16 +209,22 @@ def closing_line(report: Report) -> str:
     worst = {name: worst_row(rows) for name, rows in by_defense(report).items()}
     if not worst:
         return "No row was finished."
-    leaking = [name for name, row in worst.items() if leaks(row)]
-    quiet = [name for name in worst if name not in leaking]
-    if quiet:
-        said = "not shown to leak here, which is no proof" if leaking else "none shown to leak here"
-        return f"{len(leaking)} of {len(worst)} defences leak labels; {said}: {', '.join(quiet)}."
+    named = {
+        kind: [short(n, 60) for n, row in worst.items() if tone(row) == kind] for kind in TONES
+    }
+    if named["unclear"] or named["quiet"]:
+        said = [f"{len(named['leaks'])} of {len(worst)} defences leak labels"]
+        if named["unclear"]:
+            said.append(f"{len(named['unclear'])} may leak: {', '.join(named['unclear'])}")
+        if named["quiet"]:
+            quiet = ", ".join(named["quiet"])
+            said.append(f"not shown to leak here, which is no proof: {quiet}")
+        return f"{'; '.join(said)}."
     least = min(worst.values(), key=lambda row: row.advantage)
     count = "The one defence leaks" if len(worst) == 1 else f"All {len(worst)} defences leak"
     return (
-        f"{count} labels; the least, {least.defense}, still lets {least.worst_attack} read "
-        f"{percent(least.worst_asr)} where a blind guess gets {percent(least.blind_asr)}, "
+        f"{count} labels; the least, {short(least.defense, 60)}, still lets {least.worst_attack} "
+        f"read {percent(least.worst_asr)} where a blind guess gets {percent(least.blind_asr)}, "
         f"at an accuracy of {percent(least.accuracy)}."
     )
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from gradguard.evaluation import AttackScore
 from gradguard.evaluation.views.sentences import closing_line, leaks, sentences, tone
 from tests.evaluation.examples import certified, report, row
@@ -86,8 +88,24 @@ def test_a_blind_guess_chosen_by_bad_luck_is_not_taken_for_silence() -> None:
 def test_the_closing_line_counts_leaks() -> None:
     assert closing_line(report(row(), row(defense="b"))).startswith("All 2 defences leak labels")
     assert closing_line(report(row())).startswith("The one defence leaks labels")
-    assert closing_line(report(row(), QUIET, UNCLEAR)).startswith("1 of 3 defences leak")
+    assert closing_line(report(row(), QUIET, UNCLEAR)) == (
+        "1 of 3 defences leak labels; 1 may leak: some noise; not shown to leak here, which is no "
+        "proof: loud noise."
+    )
     assert closing_line(report()) == "No row was finished."
+
+
+def test_a_defence_that_may_leak_is_not_counted_among_those_not_shown_to() -> None:
+    assert closing_line(report(UNCLEAR)) == "0 of 1 defences leak labels; 1 may leak: some noise."
+    # The mean of its other row is higher, but even the bad end of that shows none.
+    other = replace(QUIET, defense="some noise", advantage=0.04, advantage_ci=(0.03, 0.05))
+    chance = replace(UNCLEAR, advantage=0.01)
+    assert "1 may leak" in closing_line(report(other, chance))
+
+
+def test_the_closing_line_cuts_long_names() -> None:
+    for rows in ([row(defense="A" * 400)], [replace(QUIET, defense="A" * 400)]):
+        assert "A" * 61 not in closing_line(report(*rows))
 
 
 def test_a_sentence_says_what_is_proven_and_rounds_it_up() -> None:
