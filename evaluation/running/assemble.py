@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradguard import Defense
-from gradguard.evaluation.errors import one_line
+from gradguard.evaluation.errors import UnusableInputError, one_line
 from gradguard.evaluation.message_size import dense_bytes
 from gradguard.evaluation.report import Failure, Row
 from gradguard.evaluation.running.bench import Bench, Cell
 from gradguard.evaluation.running.cell import CellScores
 from gradguard.evaluation.running.perform import scores_from
 from gradguard.evaluation.running.rows import Cost, guarantees, make_row
-from gradguard.evaluation.running.store import Store
+from gradguard.evaluation.running.store import Store, kind_of
 from gradguard.evaluation.running.units import (
     Trained,
     Undefended,
@@ -35,8 +35,18 @@ class Results:
     failures: dict[Unit, str]
 
     def of(self, unit: Unit) -> Any:
-        """The unit's result, or ``None``."""
-        return None if unit in self.failures else self.store.read(self.keys[unit])
+        """The unit's result, or ``None``.
+
+        Raises:
+            UnusableInputError: The store holds the result of another kind of unit in its place.
+        """
+        if unit in self.failures:
+            return None
+        result = self.store.read(self.keys[unit])
+        if result is not None and kind_of(result) != type(unit).__name__:
+            path = self.store.path(self.keys[unit])
+            raise UnusableInputError(f"{path}: no result of {unit}; remove it, and use --resume")
+        return result
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,10 @@ def _row(bench: Bench, results: Results, cell: Cell, defense: Defense) -> Row | 
     for unit in (*costs, *attacks):
         if unit in results.failures:
             return _failure(cell, defense, results.failures[unit])
-    found = {unit: results.of(unit) for unit in (*costs, *attacks)}
+    try:
+        found = {unit: results.of(unit) for unit in (*costs, *attacks)}
+    except UnusableInputError as error:
+        return _failure(cell, defense, one_line(error))
     if any(result is None for result in found.values()):
         return None
     try:

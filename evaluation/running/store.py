@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -52,6 +53,7 @@ class Store:
 
     - a file is there whole, under its hash, or not at all: whenever the process is killed;
     - a file that was cut short, changed or belongs to another unit is not taken, and computed anew;
+      neither is one that holds no unit's result, whatever its checksum;
     - :meth:`alone` lets one process at a time compute what several would need;
     - files that are not of its making are left alone.
 
@@ -72,7 +74,7 @@ class Store:
             intact = table["format"] == FORMAT and table["digest"] == _checksum(key, result)
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
-        return result if intact else None
+        return result if intact and kind_of(result) else None
 
     def write(self, key: str, result: Any) -> None:
         """Keep ``result``, plain data without NaN, under ``key``."""
@@ -209,6 +211,35 @@ class Store:
                 f"{self.folder}: cannot be written any more ({why}); what is finished is there: "
                 "make room, and go on with --resume"
             ) from error
+
+
+def kind_of(result: Any) -> str | None:
+    """The kind of unit whose result has this form, or ``None``: a checksum says nothing of it.
+
+    >>> kind_of({"accuracy": 0.9, "diverged": False}), kind_of({"tensors": "x"})
+    ('Trained', None)
+    """
+    match result:
+        case {"calibration": dict(first), "scored": dict(second), "skipped": dict()}:
+            fits = first.keys() == second.keys() and _rates(first) and _rates(second)
+            return "Attacked" if fits else None
+        case {"accuracy": float(share), "diverged": bool()}:
+            return "Trained" if 0 <= share <= 1 else None
+        case {"step_overhead": float(), "bytes_per_update": float() | int() | None}:
+            return "Weighed"
+        case {"accuracy": float(share), "tensors": str()}:
+            return "Undefended" if 0 <= share <= 1 else None
+    return None
+
+
+def _rates(scores: dict[str, Any]) -> bool:
+    """Whether there are success rates by model and batch, of as many for every attack."""
+    try:
+        found = np.array(list(scores.values()))
+    except ValueError:  # of different lengths
+        return False
+    numbers = found.ndim == 3 and found.dtype.kind in "if"
+    return numbers and bool(((found >= 0) & (found <= 1)).all())
 
 
 def check_storable(state: Mapping[str, Any]) -> None:

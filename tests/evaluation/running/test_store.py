@@ -18,12 +18,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradguard.evaluation import UnusableInputError
+from gradguard.evaluation import Study, UnusableInputError, evaluate
+from gradguard.evaluation.running.bench import prepare
+from gradguard.evaluation.running.keys import Keys
 from gradguard.evaluation.running.own_code import digest
 from gradguard.evaluation.running.store import LENT, LOG, Store
+from gradguard.evaluation.running.units import Trained
+from tests.evaluation.examples import study_with
 
 KEY, OTHER = digest(b"a"), digest(b"b")
-RESULT = {"scored": {"LLG": [[0.1, 1 / 3, 5e-324]]}, "skipped": {}}
+SCORES = {"LLG": [[0.1, 1 / 3, 5e-324]]}
+RESULT = {"calibration": SCORES, "scored": SCORES, "skipped": {}}
 
 
 @pytest.fixture
@@ -67,6 +72,52 @@ def test_what_is_no_result_is_not_taken(store: Store, content: bytes) -> None:
     store.path(KEY).parent.mkdir(parents=True)
     store.path(KEY).write_bytes(content)
     assert store.read(KEY) is None
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        *({}, [], "x", None, {"tensors": "x"}, {"accuracy": 2.0, "diverged": False}),
+        *({"accuracy": "1", "diverged": False}, {"step_overhead": None, "bytes_per_update": 1.0}),
+        *({"scored": SCORES, "skipped": {}}, RESULT | {"scored": {}}),
+        *(RESULT | {"scored": {"LLG": scores}} for scores in ([0.1], [["a"]], [[0.1], []], [[2]])),
+        RESULT | {"scored": {"LLG": None}},
+    ],
+    ids=str,
+)
+def test_what_is_no_units_result_is_not_taken_whatever_its_checksum(
+    store: Store, result: Any
+) -> None:
+    store.write(KEY, result)
+    assert not store.has(KEY)
+
+
+def test_misfits_of_a_finished_study_are_computed_anew(store: Store) -> None:
+    study = Study.from_dict(study_with(attack={"stages": ["trained"]}))
+    before = evaluate(study, store=store.folder)
+    for path in store.folder.glob("*/*.json"):
+        held = store.read(path.stem)
+        store.write(path.stem, {name: held[name] for name in held if name != "accuracy"} | {"x": 1})
+    for path in list(store.folder.glob("*/*.json"))[::2]:
+        store.write(path.stem, {"tensors": "x"})
+    after = evaluate(study, store=store.folder, resume=True)
+    assert not after.failures
+    assert [row.attacks for row in after.rows] == [row.attacks for row in before.rows]
+    assert [row.accuracy_seeds for row in after.rows] == [r.accuracy_seeds for r in before.rows]
+
+
+def test_the_result_of_another_kind_of_unit_fails_its_rows_and_names_its_place(
+    store: Store,
+) -> None:
+    study = Study.from_dict(study_with())
+    evaluate(study, store=store.folder)
+    unit = Trained("top-k", 0)
+    path = store.path(Keys(prepare(study)).of(unit))
+    store.write(path.stem, {"step_overhead": 1.0, "bytes_per_update": None})
+    report = evaluate(study, store=store.folder, resume=True)
+    assert [row.defense for row in report.rows] == ["none"]
+    [failure] = report.failures
+    assert failure.why == f"{path}: no result of {unit}; remove it, and use --resume"
 
 
 def test_tensors_come_back_bitwise_and_only_intact(store: Store) -> None:
