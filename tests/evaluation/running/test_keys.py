@@ -245,7 +245,10 @@ def test_a_model_with_such_a_state_is_evaluated_fresh_and_refused_where_it_is_tr
 def test_a_model_in_channels_last_can_be_attacked_once_it_is_trained() -> None:
     def factory(shape: tuple[int, ...], classes: int) -> nn.Module:
         model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, classes))
-        return model.to(memory_format=torch.channels_last)
+        for parameter in model.parameters():
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.to(memory_format=torch.channels_last)
+        return model
 
     trained = Study.from_dict(study_with(attack={"stages": ["trained"]}))
     report = evaluate(trained, factory=factory)

@@ -199,7 +199,7 @@ def test_the_source_of_a_users_layers_is_in_the_code_of_a_model() -> None:
 class Evaluated(nn.Module):
     """Its factor acts in evaluation mode alone."""
 
-    def __init__(self, factor: object, mask: Tensor | None = None) -> None:
+    def __init__(self, factor: Any, mask: Tensor | None = None) -> None:
         super().__init__()
         self.flat, self.head, self.factor, self.mask = nn.Flatten(), nn.Linear(64, 10), factor, mask
 
