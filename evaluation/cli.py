@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from importlib import metadata
@@ -22,7 +23,7 @@ from gradguard.evaluation.commands import (
     search,
     wire,
 )
-from gradguard.evaluation.errors import UnusableInputError, one_line
+from gradguard.evaluation.errors import UnusableInputError, one_line, printable
 
 UNUSABLE = 2
 
@@ -113,6 +114,9 @@ for _name, _command in COMMANDS.items():
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; bad input is one line on stderr and exit code 2."""
     command: Any = typer.main.get_command(app)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Where the encoding is ASCII, a name that is not must not cost a verdict.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = command.main(arguments, prog_name="gradguard", standalone_mode=False)
     except UnusableInputError as error:
@@ -126,5 +130,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"gradguard: {message}", file=sys.stderr)
+    print(f"gradguard: {printable(message)}", file=sys.stderr)
     sys.exit(code)

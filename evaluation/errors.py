@@ -25,6 +25,20 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def printable(text: str) -> str:
+    """Text from a stranger on one line, without what a terminal or a job's log would obey.
+
+    >>> print(printable("a\\x1b[2J\\n::error::b ##[error]c"))
+    a\\x1b[2J\\n::error::b ##\\[error]c
+    """
+    shown = "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii")
+        for c in text
+    )
+    # A workflow command of the old kind, which is obeyed anywhere in a line.
+    return shown.replace("##[", "##\\[")
+
+
 def unknown(kind: str, name: str, known: Collection[str]) -> UnusableInputError:
     """An error for a misspelt name that offers the nearest one that exists.
 

@@ -19,6 +19,7 @@ from gradguard.evaluation.commands.stating import (
 )
 from gradguard.evaluation.decisions.compare import Change, Comparison, compare
 from gradguard.evaluation.decisions.judgeable import read_judgeable
+from gradguard.evaluation.errors import printable
 from gradguard.evaluation.views.markdown import escape, table
 from gradguard.evaluation.views.workflow_commands import Level
 
@@ -63,7 +64,9 @@ def words(found: Comparison) -> str:
       3 pairs of intervals compared; of equal ones 2.5 % seem worse by chance (here at most 0.1)
       only in B: b (init, iid, B = 8)
     """  # noqa: E501
-    return "\n".join([f"{TITLE}: {_verdict(found)}", *(f"  {line}" for line in _lines(found))])
+    return "\n".join(
+        [f"{TITLE}: {_verdict(found)}", *(f"  {printable(line)}" for line in _lines(found))]
+    )
 
 
 def summary(found: Comparison) -> str:

@@ -17,6 +17,7 @@ from gradguard.evaluation.commands.stating import (
 )
 from gradguard.evaluation.decisions.gate import Finding, Verdict, judge
 from gradguard.evaluation.decisions.judgeable import read_judgeable
+from gradguard.evaluation.errors import printable
 from gradguard.evaluation.views.markdown import escape, table
 
 TITLE = "gradguard gate"
@@ -83,14 +84,16 @@ def words(verdict: Verdict) -> str:
       1 row judged by the bad end of its interval
     """
     count = len({finding.where for finding in verdict.findings})
-    lines = [f"{TITLE}: {verdict.defense!r} {'HOLDS' if verdict.holds else 'FAILS'}"]
-    lines += [f"  {_line(finding)}" for finding in verdict.deciding]
+    lines = [f"{TITLE}: {printable(repr(verdict.defense))} {'HOLDS' if verdict.holds else 'FAILS'}"]
+    lines += [f"  {printable(_line(finding))}" for finding in verdict.deciding]
     rows = "1 row judged by the bad end of its interval"
     if count != 1:
         rows = (
             f"{count} rows judged, each by the bad end of its interval; the deciding one is shown"
         )
-    return "\n".join([*lines, f"  {rows}", *(f"  note: {note}" for note in verdict.notes)])
+    return "\n".join(
+        [*lines, f"  {rows}", *(f"  note: {printable(note)}" for note in verdict.notes)]
+    )
 
 
 def summary(verdict: Verdict) -> str:

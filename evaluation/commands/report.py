@@ -54,7 +54,9 @@ def run_report(path: Path, *, markdown: bool) -> int:
                 return 0
             written = _rewrite(found, path)
             print_report(found, console)
-        except (KeyError, TypeError, AttributeError) as error:
+        except UnusableInputError:
+            raise
+        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
             # Its rows are sound: what is missing is what lies around them.
             why = f"{type(error).__name__}: {one_line(error)}"
             raise UnusableInputError(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradguard.evaluation.decisions.consistency import check_consistency
-from gradguard.evaluation.errors import UnusableInputError, one_line
+from gradguard.evaluation.errors import UnusableInputError, one_line, printable
 from gradguard.evaluation.report import AttackScore, Failure, Report, Row, read_report
 from gradguard.evaluation.specs import AttackSpec, build
 
@@ -84,7 +84,7 @@ def read_judgeable(path: Path) -> Report:
         raise UnusableInputError(f"{_shown(path)}: is nested too deeply to be read") from error
     except (ValueError, OSError) as error:
         text = one_line(error).removeprefix(f"{path}: ")
-        raise UnusableInputError(f"{_shown(path)}: {_escaped(text)[:400]}") from error
+        raise UnusableInputError(f"{_shown(path)}: {printable(text)[:400]}") from error
     return report
 
 
@@ -205,12 +205,4 @@ def _check_interval(name: str, value: Any, low: float) -> None:
 
 
 def _shown(path: Path) -> str:
-    return _escaped(str(path))[:200]
-
-
-def _escaped(text: str) -> str:
-    """Text from a stranger, without what a terminal would obey."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii")
-        for c in text
-    )
+    return printable(str(path))[:200]

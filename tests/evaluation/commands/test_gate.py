@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gradguard.evaluation import Report
+from gradguard.evaluation import Failure, Report
 from gradguard.evaluation.commands.gate import summary, words
 from gradguard.evaluation.decisions.gate import judge
 from tests.evaluation.decisions.reports import judgeable, quiet
@@ -126,6 +126,50 @@ def test_a_name_cannot_add_a_workflow_command_or_a_cell(
         lines = capsys.readouterr().out.splitlines()
         assert not any(line.startswith("::error") for line in lines)
     assert "a\\|b" in summary(judge(report, defense=name, max_advantage=0.2))
+
+
+HOSTILE = "\x1b[2J\x1b]0;x\x07\u2028boom\n::error::x ##[error]y"
+
+
+def test_words_of_a_stranger_reach_no_terminal_and_no_log_as_commands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert gate(written(tmp_path, judgeable(quiet(skipped={"RLG": HOSTILE})))) == 0
+    assert run("compare", tmp_path / "report.json", tmp_path / "report.json") == 0
+    failure = Failure(defense=NAME, composition="skewed", stage="init", batch_size=8, why=HOSTILE)
+    assert gate(written(tmp_path, judgeable(failures=(failure,)))) == 2
+    lost = quiet(skipped={"LLG": HOSTILE}, worst_attack="EBI")
+    (tmp_path / "lost").write_text(judgeable(lost).to_json())
+    written(tmp_path, judgeable(quiet()))
+    assert run("compare", tmp_path / "report.json", tmp_path / "lost") == 0
+    said = capsys.readouterr()
+    assert "boom" in said.out
+    assert "boom" in said.err
+    for line in (*said.out.split("\n"), *said.err.split("\n")):
+        assert line.isprintable()
+        assert not line.lstrip().startswith("::")
+        assert "##[" not in line
+
+
+@pytest.mark.parametrize("command", ["gate", "compare", "markdown", "table"])
+def test_a_name_that_the_output_cannot_encode_costs_no_verdict(
+    command: str, tmp_path: Path
+) -> None:
+    path = written(tmp_path, judgeable(quiet(defense="🔒")))
+    arguments = {
+        "gate": ["gate", path, "--defense", "🔒", "--max-advantage", "0.2"],
+        "compare": ["compare", path, path],
+        "markdown": ["report", path, "--markdown"],
+        "table": ["report", path],
+    }[command]
+    done = subprocess.run(
+        [sys.executable, "-c", "from gradguard.evaluation.cli import main; main()", *arguments],
+        env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert command == "compare" or rb"\U0001f512" in done.stdout
 
 
 UNUSABLE: dict[str, tuple[dict[str, Any], str]] = {

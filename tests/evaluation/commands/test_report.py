@@ -82,6 +82,27 @@ def test_a_report_without_what_is_shown_around_its_rows_is_refused_in_one_line(
         assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
 
+@pytest.mark.parametrize(
+    ("part", "values"),
+    [
+        ("provenance", {"wall_seconds": "abc"}),
+        ("provenance", {"wall_seconds": [1]}),
+        ("study", {"defense": "x"}),
+        ("study", {"training": 3}),
+        ("provenance", {"data": "x"}),
+    ],
+)
+def test_what_cannot_be_shown_is_one_line(
+    part: str, values: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = json.loads(REPORT.to_json())
+    (tmp_path / "report.json").write_text(json.dumps(table | {part: table[part] | values}))
+    assert run("report", tmp_path) in (0, 2)
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    assert len(said.err.splitlines()) <= 1
+
+
 def test_a_folder_that_cannot_be_written_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
