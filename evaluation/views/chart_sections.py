@@ -35,8 +35,8 @@ def overview(report: Report, *, interactive: bool) -> str:
         '<section id="overview"><h2>Privacy against what it costs</h2>'
         "<p>A large mark is the worst case of a defence among the rows that are shown; its other "
         "rows are pale. Bars are 95&nbsp;% intervals. The line is the Pareto front: no defence "
-        "is better in both directions than one on it; their names are bold. Diverged training "
-        "has no place on it.</p>"
+        "is better in both directions than one on it; their names are bold. Where training "
+        "diverged the mark or its name says so: such a defence is not compared for the front.</p>"
     )
     if not interactive:
         return f"{head}{_still(report)}</section>"

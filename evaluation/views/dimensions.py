@@ -37,7 +37,10 @@ def codes(rows: Sequence[Row] | Sequence[Failure], known: dict[str, list[str]]) 
 
 
 def filter_form(report: Report) -> str:
-    """A choice for every condition that has several values."""
+    """A choice for every condition that has several values; not shown where none has.
+
+    The form is there all the same: the switches beside the charts belong to it.
+    """
     known, total = values(report), len(report.rows) + len(report.failures)
     sets = [
         _choices(name, title, [("", "all"), *((v, _label(name, v)) for v in known[name])])
@@ -47,7 +50,8 @@ def filter_form(report: Report) -> str:
     reset = '<button type="reset">Show all</button>' if sets else ""
     count = f'<p role="status" aria-live="polite" id="count">{total} of {total} rows</p>'
     return (
-        '<form id="view" aria-label="Which rows to show, in all charts and in the table">'
+        f'<form id="view"{"" if sets else " hidden"} '
+        'aria-label="Which rows to show, in all charts and in the table">'
         f"{''.join(sets)}<div>{reset}{count}</div></form>"
     )
 

@@ -35,6 +35,7 @@ function drawScatter(keep) {
     traces.push({ ...full, error_x: bar(full.error_x), error_y: bar(full.error_y),
       marker: { ...full.marker, color: ink, line: { width: 2, color: ink } } });
   }
+  traces.push(crosses(main.filter((p) => data.diverged.includes(p.row))));
   traces.push(ring(kept.find((p) => p.row === selected)));
   for (const trace of traces) {
     if (trace.customdata) trace.hovertext = trace.customdata.map((row) => data.hover[row]);
@@ -53,6 +54,13 @@ function frontTrace(front) {
     y: front.map((p) => p.y), showlegend: front.length > 0,
     line: { shape: choice("cost") === "bytes" ? "hv" : "vh", width: 2, dash: "dot",
       color: color("front") } };
+}
+
+// Over the marks of defences with which training diverged.
+function crosses(points) {
+  return { type: "scatter", mode: "markers", name: "diverged", showlegend: points.length > 0,
+    x: points.map((p) => p.x), y: points.map((p) => p.y),
+    marker: { symbol: "x-thin-open", size: 18, line: { width: 2 }, color: color("ink") } };
 }
 
 function ring(point) {

@@ -32,6 +32,10 @@ def number_cell(value: float | None, shown: str, kind: str = "") -> str:
     return f"<td{kinds}{sorts}>{escape(shown)}</td>"
 
 
+LONG = 200
+"""From so many rows on, the browser lays a table out only once it is near the window."""
+
+
 def table(head: Sequence[tuple[str, str]], body: Sequence[str], *, name: str = "") -> str:
     """A table that scrolls inside its own box.
 
@@ -43,8 +47,9 @@ def table(head: Sequence[tuple[str, str]], body: Sequence[str], *, name: str = "
     """
     cells = "".join(_head_cell(words, kind, sortable=bool(name)) for words, kind in head)
     identity = f' id="{name}"' if name else ""
+    kind = "wide" if len(body) < LONG else "wide long"
     return (
-        f'<div class="wide"><table{identity}>\n<thead><tr>{cells}</tr></thead>\n'
+        f'<div class="{kind}"><table{identity}>\n<thead><tr>{cells}</tr></thead>\n'
         f"<tbody>\n{chr(10).join(body)}\n</tbody></table></div>"
     )
 

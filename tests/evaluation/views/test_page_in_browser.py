@@ -17,6 +17,7 @@ from gradguard.evaluation import AttackScore, Report, Row
 from gradguard.evaluation.report import Failure
 from gradguard.evaluation.search.front import nondominated
 from gradguard.evaluation.views.html import render_html
+from gradguard.evaluation.views.text import LONG
 from tests.evaluation.examples import certified, informed, report, row
 
 pytestmark = pytest.mark.slow
@@ -235,6 +236,14 @@ def test_a_diverged_defence_is_not_on_the_front(show: Any) -> None:
     page = show(report(row(), quiet))
     (front,) = [t for t in page.traces("scatter") if t.get("name") == "Pareto front"]
     assert front["x"] == pytest.approx([90])
+    (cross,) = [t for t in page.traces("scatter") if t.get("name") == "diverged"]
+    assert (cross["x"], cross["y"], cross["showlegend"]) == ([0], [0], True)
+
+
+def test_where_no_training_diverged_no_cross_is_explained(show: Any) -> None:
+    page = show(report(row()))
+    (cross,) = [t for t in page.traces("scatter") if t.get("name") == "diverged"]
+    assert (cross["x"], cross["showlegend"]) == ([], False)
 
 
 def test_bytes_and_labels_read_can_be_the_axes(show: Any) -> None:
@@ -466,6 +475,32 @@ def test_small_and_odd_reports_open(show: Any, original: Report) -> None:
     page = show(original)
     assert len(page.shown()) == len(original.rows) + len(original.failures)
     assert page.tab.locator("#scatter svg.main-svg").count() > 0 or not original.rows
+
+
+def test_a_name_without_a_space_does_not_widen_the_page(show: Any) -> None:
+    name = "A" * 400
+    failed = replace(FAILED, defense=name, why=name)
+    page = show(report(row(defense=name, skipped={name: name}), row(), failures=(failed,)))
+    assert page.tab.evaluate("document.documentElement.scrollWidth") <= 1400
+    page.tab.set_viewport_size({"width": 420, "height": 900})
+    assert page.tab.evaluate("document.documentElement.scrollWidth") <= 420
+
+
+@pytest.mark.parametrize(("rows", "skipped"), [(1, "visible"), (LONG, "auto")])
+def test_only_a_long_table_is_skipped_until_it_is_near(show: Any, rows: int, skipped: str) -> None:
+    page = show(report(*[row(defense=f"d{i % 5}", batch_size=i) for i in range(1, rows + 1)]))
+    box = "document.querySelector('.wide:has(#rows)')"
+    assert page.tab.evaluate(f"getComputedStyle({box}).contentVisibility") == skipped
+    if skipped == "visible":  # no hole where it has not been near
+        assert page.tab.evaluate(f"{box}.getBoundingClientRect().height") < 150
+
+
+def test_where_there_is_nothing_to_filter_there_is_no_filter_bar(show: Any) -> None:
+    page = show(report(row(), row(defense="b")))
+    assert not page.tab.is_visible("#view")
+    page.choose("measure", "labels")  # what belongs to the form works without it
+    assert page.tab.evaluate("location.hash") == "#measure=labels"
+    assert show(report(row(), row(stage="trained"))).tab.is_visible("#view")
 
 
 def test_a_narrow_page_does_not_scroll_sideways(show: Any) -> None:
