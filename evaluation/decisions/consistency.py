@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from gradguard.evaluation.attackers import BLIND
 from gradguard.evaluation.errors import UnusableInputError
 from gradguard.evaluation.metrics import Interval, advantage
-from gradguard.evaluation.report import Row
+from gradguard.evaluation.report import AttackScore, KnowledgeScore, Row
 
 _ROUNDING = 1e-9
 
@@ -51,7 +51,7 @@ def _said_twice(row: Row) -> Iterator[tuple[str, float, float]]:
     for i, end in enumerate(("lower", "upper")):
         yield f"the {end} end of worst_ci", row.worst_ci[i], worst.ci[i]
     yield "advantage", row.advantage, advantage(row.worst_asr, row.blind_asr)
-    for name, score in (*row.attacks.items(), *row.knowledge.items()):
+    for name, score in _scores(row):
         yield f"advantage of {name}", score.advantage, advantage(score.asr, row.blind_asr)
 
 
@@ -60,5 +60,9 @@ def _estimates(row: Row) -> Iterator[tuple[str, float, Interval]]:
         yield "advantage", row.advantage, row.advantage_ci
     if row.accuracy_ci is not None:
         yield "accuracy", row.accuracy, row.accuracy_ci
-    for name, score in (*row.attacks.items(), *row.knowledge.items()):
+    for name, score in _scores(row):
         yield f"asr of {name}", score.asr, score.ci
+
+
+def _scores(row: Row) -> list[tuple[str, AttackScore | KnowledgeScore]]:
+    return [*row.attacks.items(), *row.knowledge.items()]

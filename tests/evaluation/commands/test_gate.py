@@ -155,7 +155,7 @@ def test_words_of_a_stranger_reach_no_terminal_and_no_log_as_commands(
 def test_a_name_that_the_output_cannot_encode_costs_no_verdict(
     command: str, tmp_path: Path
 ) -> None:
-    path = written(tmp_path, judgeable(quiet(defense="🔒")))
+    path = str(written(tmp_path, judgeable(quiet(defense="🔒"))))
     arguments = {
         "gate": ["gate", path, "--defense", "🔒", "--max-advantage", "0.2"],
         "compare": ["compare", path, path],
