@@ -23,6 +23,7 @@ from gradguard.evaluation.views.sentences import (
     knowledge_line,
     tone,
 )
+from gradguard.evaluation.views.workflow_commands import harmless
 
 PIPE_WIDTH = 106
 """Columns where the output is no terminal; rich would take 80 and cut names."""
@@ -51,23 +52,28 @@ def print_report(report: Report, console: Console) -> None:
         console.print()
     skipped = sorted({(name, why) for row in report.rows for name, why in row.skipped.items()})
     for name, why in skipped:
-        console.print(Text(f"{name} was not run: {why}", style="yellow"))
+        console.print(_line(f"{name} was not run: {why}", style="yellow"))
     for failure in report.failures:
-        console.print(Text(f"{failed_words(failure)}.", style="yellow"))
+        console.print(_line(f"{failed_words(failure)}.", style="yellow"))
     if (failed := failed_line(report)) is not None:
-        console.print(Text(failed, style="yellow"))
+        console.print(_line(failed, style="yellow"))
     for warning in report.provenance.get("warnings", []):
-        console.print(Text(f"Warning: {warning}.", style="yellow"))
+        console.print(_line(f"Warning: {warning}.", style="yellow"))
     if any(row.certificate is not None for row in report.rows):
-        console.print(Text(f"Certificates: {report.provenance.get('certificates', '')}."))
+        console.print(_line(f"Certificates: {report.provenance.get('certificates', '')}."))
     if (known := knowledge_line(report)) is not None:
-        console.print(Text(known))
-    console.print(Text(behind(report), style="dim"))
+        console.print(_line(known))
+    console.print(_line(behind(report), style="dim"))
     if (hint := charts_hint()) is not None:
-        console.print(Text(f"In report.html, {hint}.", style="dim"))
+        console.print(_line(f"In report.html, {hint}.", style="dim"))
     if not report.complete:
-        console.print(Text("Interrupted: only the finished rows are shown.", style="yellow"))
-    console.print(Text(closing_line(report), style="bold"))
+        console.print(_line("Interrupted: only the finished rows are shown.", style="yellow"))
+    console.print(_line(closing_line(report), style="bold"))
+
+
+def _line(text: str, style: str = "") -> Text:
+    """Names and reasons are data: they are no markup, and neither steer a terminal nor a job."""
+    return Text(harmless(text), style=style)
 
 
 def by_cell(report: Report) -> list[list[Row]]:
@@ -96,7 +102,7 @@ def behind(report: Report) -> str:
 def _table(rows: Sequence[Row]) -> Table:
     words = cell_words(rows[0])
     table = Table(
-        title=Text(words[0].upper() + words[1:], style="bold"),
+        title=_line(words[0].upper() + words[1:], style="bold"),
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -113,13 +119,13 @@ def _table(rows: Sequence[Row]) -> Table:
     for row in rows:
         style = STYLES[tone(row)]
         table.add_row(
-            Text(row.defense),
+            _line(row.defense),
             accuracy_text(row),
             *([size_text(row.bytes_per_update)] if sizes else []),
             Text(with_interval(row.worst_asr, row.worst_ci), style=style),
             f"{100 * row.blind_asr:.0f}",
             Text(f"{100 * row.advantage:.0f}", style=style),
-            Text(row.worst_attack),
+            _line(row.worst_attack),
         )
     return table
 
@@ -141,7 +147,7 @@ def _certified(rows: Sequence[Row]) -> Table:
     for row in rows:
         both, one = certified_text(row)
         table.add_row(
-            Text(row.defense),
+            _line(row.defense),
             with_interval(row.worst_asr, row.worst_ci),
             both,
             one,

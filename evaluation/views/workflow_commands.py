@@ -1,8 +1,9 @@
-"""What a job on GitHub Actions reads: annotations on its output, and the summary page of a job."""
+"""What a job on GitHub Actions reads, and must not read: annotations, output, the summary page."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -26,6 +27,25 @@ def annotation(level: Level, *, title: str, message: str) -> str:
     """
     escaped = _escaped(title).replace(":", "%3A").replace(",", "%2C")
     return f"::{level} title={escaped}::{_escaped(message)}"
+
+
+def harmless(text: str) -> str:
+    """Text for a line of output that neither steers a terminal nor a job.
+
+    Guarantees:
+
+    - it is one line of printable characters: spaces are folded, other characters escaped;
+    - it holds no ``::`` and no ``##``, with one of which every workflow command begins. Not only
+      at its start: a long line is wrapped, and then any word may begin one.
+
+    >>> print(harmless("::error::x ##[error]y"))
+    : :error: :x # #[error]y
+    >>> print(harmless("a\\n b\\x1b[2J"))
+    a b\\x1b[2J
+    """
+    line = " ".join(text.split())
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return re.sub(r"([:#])(?=\1)", r"\1 ", line)
 
 
 def _escaped(text: str) -> str:

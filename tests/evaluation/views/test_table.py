@@ -92,3 +92,20 @@ def test_rows_that_could_not_be_made_are_shown_with_their_reason() -> None:
     assert "odd (an untrained model, iid batches of 4) could not be made: too [big]." in text
     assert "1 of 2 rows could not be made" in text
     assert "No row was finished." in printed(failures=(failed,))
+
+
+@pytest.mark.parametrize("start", ["", "a b ", "x" * PIPE_WIDTH, "x " * (PIPE_WIDTH // 2)])
+def test_no_text_steers_a_terminal_or_a_job(start: str) -> None:
+    nasty = f"{start}::error::x\x1b[2J\x1b]0;title\x07\r\n::error::y\u2028##[error]z ##vso[a]b"
+    failed = Failure(defense=nasty, composition=nasty, stage=nasty, batch_size=4, why=nasty)
+    bad = row(
+        **{"defense": nasty, "composition": nasty, "stage": nasty, "worst_attack": nasty},
+        skipped={nasty: nasty},
+    )
+    facts = report().provenance | {"warnings": [nasty], "certificates": nasty}
+    facts |= {"data": {"name": nasty}}
+    text = printed(bad, certified(defense=nasty), failures=(failed,), provenance=facts)
+    assert all(character == "\n" or character.isprintable() for character in text)
+    assert "::" not in text
+    assert "##" not in text
+    assert ": :error: :x" in " ".join(text.split())

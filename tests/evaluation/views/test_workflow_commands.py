@@ -7,7 +7,12 @@ from urllib.parse import unquote
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradguard.evaluation.views.workflow_commands import SUMMARY, annotation, append_summary
+from gradguard.evaluation.views.workflow_commands import (
+    SUMMARY,
+    annotation,
+    append_summary,
+    harmless,
+)
 
 COMMAND = re.compile(r"::(error|warning|notice) title=([^:,\r\n]*)::([^\r\n]*)")
 
@@ -29,6 +34,19 @@ def test_what_is_escaped_is_shown_as_it_was(title: str, message: str) -> None:
 def test_a_message_cannot_start_a_command_of_its_own() -> None:
     line = annotation("warning", title="a", message="\n::error::stop\r\n%0A::x::")
     assert line == "::warning title=a::%0A::error::stop%0D%0A%250A::x::"
+
+
+@given(st.text() | st.text(":#\n ab\x1b\u2028"))
+def test_harmless_text_is_one_printable_line_without_a_command(text: str) -> None:
+    line = harmless(text)
+    assert line.isprintable()
+    assert not {"::", "##"} & {line[i : i + 2] for i in range(len(line))}
+    assert harmless(line) == line
+
+
+def test_ordinary_text_is_shown_as_it_is() -> None:
+    for text in ("top-k 1 %, B = 8: [x] #1", "naïve ε ≤ 1"):
+        assert harmless(text) == text
 
 
 def test_a_summary_is_appended_where_the_job_has_one(tmp_path: Path) -> None:
