@@ -48,7 +48,9 @@ def draw(report: Report) -> dict[str, bytes]:
 def _panel(axes: Axes, rows: Sequence[Row]) -> None:
     words = cell_words(rows[0])
     # A title that is wider than the picture would leave no room for the plot.
-    axes.set_title(short(words[0].upper() + words[1:], 90), loc="left", fontsize=11)
+    title = short(words[0].upper() + words[1:], 90)
+    # Conditions and names are data: a dollar sign in one would otherwise start a formula.
+    axes.set_title(title, loc="left", fontsize=11, parse_math=False)
     blind = 100 * sum(row.blind_asr for row in rows) / len(rows)
     axes.axhline(blind, color=_BLIND, linestyle="--", linewidth=1)
     axes.text(25, blind - 4, "blind guess", color=_BLIND, fontsize=8)
@@ -75,5 +77,5 @@ def _point(axes: Axes, row: Row, slot: float) -> None:
     face = color if leaks(row) else "white"
     axes.plot([x], [y], "o", color=color, markerfacecolor=face, markersize=6)
     axes.plot([x, 103], [y, slot], color="0.5", linewidth=0.4, alpha=0.6, clip_on=False)
-    # Names are data: without this a dollar sign in one would start a formula.
-    axes.text(104, slot, short(row.defense), fontsize=8, va="center", parse_math=False)
+    name = short(row.defense) + (" (diverged)" if row.diverged else "")
+    axes.text(104, slot, name, fontsize=8, va="center", parse_math=False)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 import re
 import sys
@@ -193,3 +194,14 @@ def test_plots_are_images_and_reproducible() -> None:
     assert found["png"].startswith(b"\x89PNG")
     ElementTree.fromstring(found["svg"])
     assert found == draw(original)
+
+
+def test_no_text_in_a_plot_is_taken_for_a_formula() -> None:
+    for text in ("$\\bad{$", "a $x_{$ b"):
+        svg = draw(report(row(defense=text, composition=text, stage=text)))["svg"].decode()
+        assert svg.count(html.escape(text, quote=False)) >= 2  # the title and the name
+
+
+def test_a_plot_says_which_training_diverged() -> None:
+    svg = draw(report(row(defense="a"), row(defense="b", diverged=True)))["svg"].decode()
+    assert svg.count("diverged") == svg.count("b (diverged)") > 0
