@@ -36,7 +36,7 @@ def overview(report: Report, *, interactive: bool) -> str:
         "<p>A large mark is the worst case of a defence among the rows that are shown; its other "
         "rows are pale. Bars are 95&nbsp;% intervals. The line is the Pareto front: no defence "
         "is better in both directions than one on it; their names are bold. Where training "
-        "diverged the mark or its name says so: such a defence is not compared for the front.</p>"
+        "diverged the mark or its name says so, and the front leaves that defence out.</p>"
     )
     if not interactive:
         return f"{head}{_still(report)}</section>"
@@ -50,6 +50,7 @@ def overview(report: Report, *, interactive: bool) -> str:
         '<div class="chart" id="scatter" tabindex="0" role="group" '
         'aria-label="Defences by privacy and cost. Left and right arrows go from mark to mark, '
         'Enter shows the row."></div>'
+        '<ol id="key" aria-label="What the numbers beside the marks stand for" hidden></ol>'
         '<div id="card" aria-live="polite" hidden></div></section>'
     )
 

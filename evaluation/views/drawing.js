@@ -30,4 +30,7 @@ function drawAll(keep) {
   fillTable("heat_map", drawHeatMap(keep));
   for (const axis of Object.keys(data.charts.dots)) fillTable(`dots-${axis}`, drawDots(axis, keep));
   drawCertified(keep);
+  for (const box of document.querySelectorAll(".tall")) {
+    box.classList.toggle("cut", box.scrollWidth > box.clientWidth);
+  }
 }

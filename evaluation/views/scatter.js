@@ -43,10 +43,15 @@ function drawScatter(keep) {
   }
   const named = width(div) >= 720;
   const size = { height: named ? 500 : 420,
-    margin: { l: named ? 64 : 52, r: named ? 250 : 12, t: 64, b: 56 } };
-  const shown = main.length <= MOST_NAMES ? main : front.slice(0, MOST_NAMES);
+    margin: { l: named ? 64 : 52, r: named ? 250 : 48, t: 64, b: 56 } };
+  // Of names for points at one height, that of the rightmost comes first: fewer lines cross.
+  const shown = [...(main.length <= MOST_NAMES ? main : front.slice(0, MOST_NAMES))]
+    .sort((a, b) => b.y - a.y || b.x - a.x);
+  const winners = new Set(front.map((p) => p.row));
+  const labels = shown.map((p, i) => (named ? short(data.defenses[p.row], 30) : String(i + 1)));
+  fillKey(named ? [] : shown, winners);
   plot(div, traces, layoutOf(figure, { ...size, shapes: [blindBand(main)],
-    annotations: [blindWords(main), ...(named ? names(figure, shown, front, size, div) : [])] }));
+    annotations: [blindWords(main), ...names(figure, shown, labels, winners, size, div)] }));
 }
 
 function frontTrace(front) {
@@ -87,19 +92,28 @@ function blindWords(main) {
     yanchor: "bottom", showarrow: false, font: { size: 11, color: color("soft") } };
 }
 
-// Names in a column right of the points, with a line to each: beside them they would overlap.
-function names(figure, shown, front, size, div) {
+// What the numbers stand for where there is no room for names beside the points.
+function fillKey(shown, winners) {
+  byId("key").hidden = shown.length === 0;
+  byId("key").replaceChildren(...shown.map((p) => {
+    const item = document.createElement("li");
+    const name = document.createElement(winners.has(p.row) ? "b" : "span");
+    name.textContent = data.defenses[p.row];
+    item.append(name);
+    return item;
+  }));
+}
+
+// Labels in a column right of the points, with a line to each: beside them they would overlap.
+function names(figure, shown, labels, winners, size, div) {
   const { margin, height } = size, log = figure.layout.xaxis.type === "log";
   const [[x0, x1], [y0, y1]] = [figure.layout.xaxis.range, figure.layout.yaxis.range];
   const across = width(div) - margin.l - margin.r, up = height - margin.t - margin.b;
   const px = (p) => (((log ? Math.log10(Math.max(p.x, 1)) : p.x) - x0) / (x1 - x0)) * across;
   const py = (p) => ((y1 - p.y) / (y1 - y0)) * up;
-  // Of names for points at one height, that of the rightmost comes first: fewer lines cross.
-  const sorted = [...shown].sort((a, b) => b.y - a.y || b.x - a.x);
-  const slots = spread(sorted.map(py), 19, -40, up); // above the plot there is room as well
-  const winners = new Set(front.map((p) => p.row));
-  return sorted.map((p, i) => {
-    const name = escaped(short(data.defenses[p.row], 30));
+  const slots = spread(shown.map(py), 19, -40, up); // above the plot there is room as well
+  return shown.map((p, i) => {
+    const name = escaped(labels[i]);
     return { x: log ? Math.log10(Math.max(p.x, 1)) : p.x, y: p.y,
       text: winners.has(p.row) ? `<b>${name}</b>` : name,
       xanchor: "left", ax: across + 22 - px(p), ay: slots[i] - py(p), showarrow: true,

@@ -503,6 +503,29 @@ def test_where_there_is_nothing_to_filter_there_is_no_filter_bar(show: Any) -> N
     assert show(report(row(), row(stage="trained"))).tab.is_visible("#view")
 
 
+def test_on_a_narrow_page_points_are_numbered_and_the_numbers_explained(show: Any) -> None:
+    rows = [row(defense="low <b>", advantage=0.1), row(defense="high"), row(defense="mid")]
+    rows[2] = replace(rows[2], advantage=0.3)
+    page = show(report(*rows), viewport={"width": 420, "height": 900})
+    assert page.tab.locator("#key li").all_inner_texts() == ["high", "mid", "low <b>"]
+    beside = page.tab.locator("#scatter .annotation-text").all_text_contents()
+    assert beside == ["a blind guess", "1", "2", "3"]
+    assert page.tab.evaluate("[...document.querySelectorAll('#key b')].length") == 1
+    page.tab.set_viewport_size({"width": 1400, "height": 900})
+    page.until("document.getElementById('key').hidden")
+    beside = page.tab.locator("#scatter .annotation-text").all_text_contents()
+    assert beside == ["a blind guess", "high", "mid", "low <b>"]
+
+
+def test_a_chart_that_is_wider_than_the_page_says_that_it_scrolls(show: Any) -> None:
+    attacks = {f"Attack {i}": AttackScore(0.7, (0.65, 0.75), 0.5) for i in range(16)}
+    page = show(report(row(attacks=attacks)), viewport={"width": 420, "height": 900})
+    said = "getComputedStyle(document.querySelector('.tall:has(#heat_map)'), '::before').content"
+    assert "Scrolls sideways" in page.tab.evaluate(said)
+    page.tab.set_viewport_size({"width": 1400, "height": 900})
+    page.until(f"{said} === 'none'")
+
+
 def test_a_narrow_page_does_not_scroll_sideways(show: Any) -> None:
     page = show(report(*grid()), viewport={"width": 420, "height": 900})
     assert page.tab.evaluate("document.documentElement.scrollWidth") <= 420
