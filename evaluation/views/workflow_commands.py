@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+from gradguard.evaluation.errors import printable
+
 SUMMARY = "GITHUB_STEP_SUMMARY"
 """The variable that names the file of a step's summary."""
 
@@ -43,9 +45,7 @@ def harmless(text: str) -> str:
     >>> print(harmless("a\\n b\\x1b[2J"))
     a b\\x1b[2J
     """
-    line = " ".join(text.split())
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-    return re.sub(r"([:#])(?=\1)", r"\1 ", line)
+    return printable(re.sub(r"([:#])(?=\1)", r"\1 ", " ".join(text.split())))
 
 
 def _escaped(text: str) -> str:
