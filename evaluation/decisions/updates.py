@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gradguard import wire
 from gradguard.evaluation.decisions.archives import tensors_in_archive
-from gradguard.evaluation.errors import UnusableInputError, one_line
+from gradguard.evaluation.errors import UnusableInputError, one_line, printable
 
 MAX_BYTES = 2**30
 KINDS = (
@@ -42,13 +42,13 @@ def read_update(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Tensor]:
         UnusableInputError: There is no such file, it is too large, or it holds no tensors.
     """
     content = read_bounded(path, max_bytes)
-    name = _printable(path)
+    name = printable(str(path))
     try:
         found = _decoded(content, max_bytes)
     except UnusableInputError as error:
-        raise UnusableInputError(f"{name}: {_escaped(one_line(error))}") from error
+        raise UnusableInputError(f"{name}: {printable(one_line(error))}") from error
     except Exception as error:  # every way to damage a file has its own exception
-        why = _escaped(one_line(error))[:200]
+        why = printable(one_line(error))[:200]
         raise UnusableInputError(f"{name}: cannot be read ({why}); give {KINDS}") from error
     if not found:
         raise UnusableInputError(f"{name}: holds no tensor; give {KINDS}")
@@ -86,7 +86,7 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
     """
     if not max_bytes >= 1:
         raise UnusableInputError(f"--max-bytes must be at least 1, got {max_bytes}")
-    name = _printable(path)
+    name = printable(str(path))
     try:
         if not path.exists():
             raise UnusableInputError(f"{name}: no such file; give {KINDS}")
@@ -108,15 +108,3 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
     if not content:
         raise UnusableInputError(f"{name}: is empty; give {KINDS}")
     return content
-
-
-def _printable(path: Path) -> str:
-    return _escaped(str(path))
-
-
-def _escaped(text: str) -> str:
-    """Text from a stranger, without what a terminal would obey."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii")
-        for c in text
-    )

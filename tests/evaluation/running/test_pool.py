@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from gradguard import Defense, Grads, State
+from gradguard import Defense
 from gradguard.evaluation import Report, Study, UnusableInputError, evaluate
 from gradguard.evaluation.progress import Silent
 from gradguard.evaluation.running.store import LOG
 from tests.evaluation.examples import STUDY, study_with
+from tests.evaluation.running.test_mishaps import Dies
 
 
 def timeless(report: Report) -> list[Any]:
@@ -150,27 +148,12 @@ class Notes(Silent):
         self.said.append(what)
 
 
-class DiesOnce:
-    """Ends its process, as the system does where memory runs out, when it is trained with."""
-
-    def __init__(self, parent: int) -> None:
-        self.parent = parent
-
-    def init(self, params: Sequence[Tensor]) -> State:
-        return {}
-
-    def update(self, grads: Grads, state: State) -> tuple[Grads, State]:
-        if os.getpid() != self.parent:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return grads, state
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:A worker stopped:UserWarning")
 def test_a_worker_that_is_killed_loses_its_rows_and_no_others(tmp_path: Path) -> None:
     study = Study.from_dict(STUDY)
     evaluate(study, store=tmp_path)
-    dies = Defense("dies", transform=DiesOnce(os.getpid()))
+    dies = Defense("dies", transform=Dies(os.getpid()))
     report = evaluate(
         replace(study, defenses=(*study.defenses, dies)), store=tmp_path, resume=True, jobs=2
     )
