@@ -25,9 +25,12 @@ def timeless(report: Report) -> list[Any]:
 
 
 def computed(store: Path) -> Counter[str]:
-    """How often each unit was computed, by its hash."""
+    """How often each unit was computed, by its hash.
+
+    What a process took because another had just computed it is a line of its own, without one.
+    """
     lines = [json.loads(line) for line in (store / LOG).read_text().splitlines()]
-    return Counter(line["key"] for line in lines)
+    return Counter(line["key"] for line in lines if not line.get("taken"))
 
 
 def noisy() -> Study:

@@ -54,7 +54,9 @@ def outcome(out: Path) -> list[dict[str, Any]]:
 def test_a_search_ends_with_a_table_a_recommendation_and_a_report(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("search", write_study(tmp_path), "--max-bytes", "5000", "--jobs", "1") == 0
+    # As many trials as a gate asks for before it believes an interval.
+    study = write_study(tmp_path, attack={"trials": 20, "calibration": 20})
+    assert run("search", study, "--max-bytes", "5000", "--jobs", "1") == 0
     said = capsys.readouterr()
     found = json.loads((OUT / "search.json").read_text())
     assert found["recommendation"]["sentence"] in " ".join(said.out.split())
