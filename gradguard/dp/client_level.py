@@ -114,7 +114,7 @@ class PrivateUpdateGuard(UpdateGuard):
     and an older ledger that is loaded into a new guard: it does not know what was sent since.
 
     Args:
-        model: The client's, for what is a parameter and what a buffer.
+        model: The client's, or its entries, for what is a parameter and what a buffer.
         dp: Noise and clipping norm.
         after: Runs on the noised update, say ``ErrorFeedback(KeepTopK(0.05))``.
         ledger: Of this client, over all rounds and restarts; new if not given.
@@ -132,7 +132,7 @@ class PrivateUpdateGuard(UpdateGuard):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | Entries,
         dp: ClientDP,
         *,
         after: GradTransform | None = None,

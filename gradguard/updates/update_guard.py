@@ -9,7 +9,12 @@ from torch import Tensor, nn
 
 from gradguard.core import GradTransform, State
 from gradguard.randomness import reseeded
-from gradguard.updates.layout import Entries, UpdateLayout, layout_of_model
+from gradguard.updates.layout import (
+    Entries,
+    UpdateLayout,
+    layout_of_entries,
+    layout_of_model,
+)
 from gradguard.updates.protection import Buffers, protect
 from gradguard.updates.state_arrays import state_from_arrays, state_to_arrays
 
@@ -28,7 +33,9 @@ class UpdateGuard:
 
     Args:
         transform: The defence.
-        model: The client's, for what is a parameter and what a buffer; not changed.
+        model: The client's, for what is a parameter and what a buffer; not changed. Where there
+            is no model at hand its entries do, see
+            :func:`gradguard.updates.layout.layout_of_entries`.
         buffers: ``"withhold"`` or ``"send"``, see :func:`gradguard.protect`.
 
     >>> import torch
@@ -41,13 +48,19 @@ class UpdateGuard:
     """
 
     def __init__(
-        self, transform: GradTransform, model: nn.Module, *, buffers: Buffers | None = None
+        self,
+        transform: GradTransform,
+        model: nn.Module | Entries,
+        *,
+        buffers: Buffers | None = None,
     ) -> None:
         if isinstance(transform, type) or not isinstance(transform, GradTransform):
             raise TypeError(f"transform must have init and update, got {transform!r}")
         self.transform, self.buffers = transform, buffers
-        self.layout: UpdateLayout = layout_of_model(model)
-        self._params = self.layout.named_parameters(model.state_dict())
+        known = isinstance(model, nn.Module)
+        entries = model.state_dict() if known else model
+        self.layout: UpdateLayout = layout_of_model(model) if known else layout_of_entries(entries)
+        self._params = self.layout.named_parameters(entries)
         self.state: State = transform.init(self._params)
 
     def protect(self, before: Entries, after: Entries) -> dict[str, Tensor]:

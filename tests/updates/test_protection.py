@@ -18,6 +18,7 @@ from gradguard import (
     Identity,
     KeepTopK,
     Sign,
+    UpdateGuard,
     Withhold,
     apply_update,
     chain,
@@ -330,3 +331,13 @@ def test_the_message_of_any_transform_is_that_of_the_plain_list_of_changes(
     for tensor, name in zip(expected, after, strict=True):
         assert tensor is not None
         assert torch.equal(update[name], tensor)
+
+
+def test_a_guard_without_a_model_goes_by_the_entries_names_and_dtypes() -> None:
+    model = normed()
+    before, after = trained(model)
+    transform = chain(ClipByGlobalNorm(0.1), KeepTopK(0.2))
+    by_model = UpdateGuard(transform, model, buffers="withhold").protect(before, after)
+    by_entries = UpdateGuard(transform, before, buffers="withhold").protect(before, after)
+    assert by_model.keys() == by_entries.keys()
+    assert all(torch.equal(by_model[name], by_entries[name]) for name in by_model)
