@@ -57,9 +57,7 @@ class UpdateGuard:
         if isinstance(transform, type) or not isinstance(transform, GradTransform):
             raise TypeError(f"transform must have init and update, got {transform!r}")
         self.transform, self.buffers = transform, buffers
-        known = isinstance(model, nn.Module)
-        entries = model.state_dict() if known else model
-        self.layout: UpdateLayout = layout_of_model(model) if known else layout_of_entries(entries)
+        self.layout, entries = _layout_and_entries(model)
         self._params = self.layout.named_parameters(entries)
         self.state: State = transform.init(self._params)
 
@@ -96,3 +94,9 @@ class UpdateGuard:
 
     def __repr__(self) -> str:
         return f"UpdateGuard({self.transform!r}, buffers={self.buffers!r})"
+
+
+def _layout_and_entries(model: nn.Module | Entries) -> tuple[UpdateLayout, Entries]:
+    if isinstance(model, nn.Module):
+        return layout_of_model(model), model.state_dict()
+    return layout_of_entries(model), model

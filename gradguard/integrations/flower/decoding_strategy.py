@@ -1,0 +1,138 @@
+"""A strategy around any other, which reads what guarded clients send and refuses what it cannot."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from gradguard.integrations.flower.handshake import RECORD, new_ticket
+from gradguard.integrations.flower.intake import Instruction, Taken, take_in
+from gradguard.integrations.flower.metrics import EPSILON, PREFIX, summary
+
+REFUSALS = PREFIX + "replies.refused"
+"""The metric that counts replies which were errors, or not used."""
+
+
+class DecodingStrategy(Strategy):
+    """Any strategy of Flower's, for clients with :class:`GuardMod`.
+
+    ``strategy`` is handed whole models, as of clients that do not encode, and Flower's averages.
+
+    Guarantees:
+
+    - a reply that is damaged, hostile, not finite, of an old round, or from a client that was not
+      asked becomes an error, and the others of its round are aggregated all the same;
+    - a client is read against the model that *it* was sent, whatever the strategy sends to whom;
+    - epsilon in the metrics of a round is the largest of its clients', and infinite if some state
+      none or their units differ.
+
+    Not guaranteed: that what clients state is true, or that a well-formed update is honest: choose
+    a robust strategy inside for that.
+
+    Args:
+        strategy: The one that aggregates.
+        accept_plain: Use replies of clients without a ``GuardMod`` as well, which are refused
+            otherwise: nothing is known of what they sent.
+
+    >>> from flwr.serverapp.strategy import FedAvg
+    >>> DecodingStrategy(FedAvg())
+    DecodingStrategy(FedAvg)
+    """
+
+    def __init__(self, strategy: Strategy, *, accept_plain: bool = False) -> None:
+        if not isinstance(strategy, Strategy):
+            raise TypeError(f"expected a strategy of flwr.serverapp.strategy, got {strategy!r}")
+        self.strategy, self.accept_plain = strategy, accept_plain
+        self._accepted: Counter[int] = Counter()
+        self._asked: dict[int, Instruction] = {}
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """The instructions of ``strategy``, each with a ticket of its own."""
+        self._asked = {}
+        messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
+        for message in messages:
+            self._ask(message)
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """What ``strategy`` makes of the replies that could be read, with gradguard's metrics."""
+        replies = list(replies)
+        taken, errors = take_in(
+            replies,
+            self._asked,
+            accept_plain=self.accept_plain,
+            weighted_by=_weighted_by(self.strategy),
+        )
+        for one in taken:
+            self._accepted[one.reply.metadata.src_node_id] += 1
+        ours = summary([_taken_out(one) for one in taken])
+        if EPSILON in ours and len({one.tag and one.tag.unit for one in taken}) > 1:
+            ours[EPSILON] = math.inf
+        ours[REFUSALS] = len(replies) - len(taken)
+        usable = [one.reply for one in taken]
+        arrays, metrics = self.strategy.aggregate_train(server_round, [*usable, *errors])
+        return arrays, None if metrics is None else MetricRecord({**metrics, **ours})
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """As ``strategy`` does."""
+        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """As ``strategy`` does."""
+        return self.strategy.aggregate_evaluate(server_round, replies)
+
+    def summary(self) -> None:
+        """As ``strategy`` does."""
+        self.strategy.summary()
+
+    def __repr__(self) -> str:
+        return f"DecodingStrategy({type(self.strategy).__name__})"
+
+    def _ask(self, message: Message) -> None:
+        node = message.metadata.dst_node_id
+        records = list(message.content.array_records.values())
+        if len(records) != 1 or node in self._asked:
+            raise ValueError(
+                f"{type(self.strategy).__name__} sends node {node} "
+                f"{'a second message' if node in self._asked else f'{len(records)} ArrayRecords'} "
+                "in one round; expected one message with one model, so that replies can be read"
+            )
+        ticket = new_ticket(self._accepted[node])
+        # A copy: strategies give all messages of a round one and the same content.
+        content = RecordDict(dict(message.content.items()))
+        content[RECORD] = ticket.to_record()
+        message.content = content
+        self._asked[node] = Instruction(message, ticket, records[0])
+
+
+def _taken_out(taken: Taken) -> dict[str, object]:
+    """Gradguard's own metrics, which ``strategy`` would average."""
+    (record,) = taken.reply.content.metric_records.values()
+    told: dict[str, object] = {key: record[key] for key in record if key.startswith(PREFIX)}
+    for key in told:
+        del record[key]
+    taken.reply.content.config_records.pop(RECORD, None)
+    return told
+
+
+def _weighted_by(strategy: Strategy) -> str | None:
+    """The name of the metric that weighs replies, of a strategy or of the one it wraps."""
+    inner: object = strategy
+    while inner is not None:
+        if isinstance(key := getattr(inner, "weighted_by_key", None), str):
+            return key
+        inner = getattr(inner, "strategy", None)
+    return None

@@ -1,0 +1,216 @@
+"""One training message of a guarded client: what is known before the app runs, and its guard."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from flwr.app import ArrayRecord, Context, Message
+from torch import Tensor, nn
+
+from gradguard.dp import PrivacyLedger
+from gradguard.dp.client_level import PrivateUpdateGuard
+from gradguard.integrations.flower.arrays import tensors_of
+from gradguard.integrations.flower.handshake import RECORD, ticket_from
+from gradguard.integrations.flower.memory import Memory, ledger_in, recall, remember
+from gradguard.integrations.flower.metrics import Privacy
+from gradguard.integrations.flower.settings import GuardSettings, settings_for
+from gradguard.updates.update_guard import UpdateGuard
+
+SECURE_AGGREGATION = ("secaggplus_configs", "secaggplus_state")
+"""Records that Flower's secure aggregation puts into messages and into ``Context.state``."""
+
+log = logging.getLogger("gradguard")
+
+
+@dataclass(frozen=True)
+class Round:
+    """What holds while the app trains.
+
+    Args:
+        received: The model that the server sent.
+        nonce: Of the server's ticket; empty without one.
+        memory: Of the rounds before.
+        booked: The history of the client's own DP-SGD before this round.
+    """
+
+    settings: GuardSettings
+    received: Mapping[str, Tensor]
+    nonce: str
+    memory: Memory | None
+    booked: PrivacyLedger
+    model: Callable[[], nn.Module] | None = field(repr=False)
+
+    @staticmethod
+    def only_arrays(reply: Message) -> tuple[str, ArrayRecord]:
+        """The model in the app's reply, with the name of its record."""
+        if RECORD in reply.content:
+            raise ValueError(
+                "the reply has been defended already: keep one GuardMod, and put all its "
+                "transforms into one defence"
+            )
+        return _only_arrays(reply, "the app's reply")
+
+    def guard(self, context: Context, node_seed: Callable[[int, Context], int]) -> UpdateGuard:
+        """The guard as it was after the round before.
+
+        Raises:
+            ValueError: The memory is another defence's.
+        """
+        model = dict(self.received) if self.model is None else self.model()
+        guard = _new_guard(self.settings, model)
+        if self.memory is not None:
+            guard.load_arrays(self.memory.arrays, self.memory.text)
+        elif self.settings.simulation_seed is not None:
+            guard.reset(node_seed(self.settings.simulation_seed, context))
+        return guard
+
+    def privacy(self, context: Context, guard: UpdateGuard) -> Privacy | None:
+        """What has been spent when this round's message leaves, or ``None`` without DP.
+
+        Raises:
+            ValueError: The defence has DP-SGD, and the app did not train by it, or too long.
+        """
+        if isinstance(guard, PrivateUpdateGuard):
+            ledger, delta = guard.ledger, guard.dp.delta
+            return Privacy(guard.epsilon(), delta, ledger.releases, "client", ledger.accountant)
+        dp = self.settings.defense.dp
+        if dp is None:
+            return None
+        ledger = ledger_in(context) or PrivacyLedger(dp.accountant)
+        _check_booked(self.booked, ledger, dp.noise_multiplier)
+        epsilon, most = ledger.epsilon(dp.delta), self.settings.max_epsilon
+        if most is not None and epsilon > most:
+            raise ValueError(
+                f"training has brought epsilon to {epsilon:.4g} at delta {dp.delta:g}, above "
+                f"max_epsilon {most:g}; stop training on this client"
+            )
+        return Privacy(epsilon, dp.delta, ledger.releases, "example", ledger.accountant)
+
+    def remember(self, context: Context, guard: UpdateGuard) -> None:
+        """Keep the guard's memory for the next round."""
+        arrays, text = guard.state_to_arrays()
+        sent = 1 + (0 if self.memory is None else self.memory.sent)
+        remember(context, Memory(arrays, text, described(self.settings), sent))
+
+
+def begin(
+    message: Message,
+    context: Context,
+    stated: Mapping[str, Any],
+    model: Callable[[], nn.Module] | None,
+) -> Round:
+    """Everything about a training message that is to be known, or refused, before it is trained.
+
+    Args:
+        stated: What the app's code says, see :func:`settings_for`.
+        model: Makes the client's model.
+
+    Raises:
+        ValueError: The settings, the message, or what the client remembers cannot be used.
+    """
+    settings = settings_for(context, stated)
+    memory = recall(context)
+    if memory is None and settings.is_off:
+        log.warning("defence %r changes nothing: updates leave as they are", settings.defense.name)
+    if memory is not None and memory.defense != described(settings):
+        raise ValueError(
+            "this client has sent messages of this run under other settings: "
+            f"{memory.defense}, now {described(settings)}; keep one defence over a run"
+        )
+    if settings.wire and _securely_aggregated(message, context):
+        raise ValueError(
+            "encoded messages cannot be summed by secure aggregation: set wire to false"
+        )
+    nonce = _nonce(message, settings, memory)
+    _, record = _only_arrays(message, "the server's message")
+    received = tensors_of(record)
+    if all(name.isdecimal() for name in received) and model is None:
+        raise ValueError(
+            "the server's arrays have numbers for names, as of a NumPyClient, so that nothing says "
+            "which of them are parameters; send a state_dict as ArrayRecord(model.state_dict())"
+        )
+    return Round(settings, received, nonce, memory, _booked(context), model)
+
+
+def described(settings: GuardSettings) -> str:
+    """What decides what a message is: it may not change during a run."""
+    dp = settings.client_dp
+    facts = {
+        "defense": json.loads(settings.defense.to_json()),
+        "buffers": settings.buffers,
+        "client_dp": None if dp is None else [dp.noise_multiplier, dp.max_update_norm],
+        "seed": settings.simulation_seed,
+    }
+    return json.dumps(facts)
+
+
+def _new_guard(settings: GuardSettings, model: nn.Module | dict[str, Tensor]) -> UpdateGuard:
+    dp, transform = settings.client_dp, settings.defense.chain
+    if dp is None:
+        return UpdateGuard(transform, model, buffers=settings.buffers)
+    most = settings.max_epsilon
+    ledger = PrivacyLedger(max_epsilon=most, delta=None if most is None else dp.delta)
+    return PrivateUpdateGuard(model, dp, after=transform, ledger=ledger)
+
+
+def _nonce(message: Message, settings: GuardSettings, memory: Memory | None) -> str:
+    record = message.content.config_records.get(RECORD)
+    if record is None:
+        if settings.wire:
+            raise ValueError(
+                "the server's message has no ticket, so its strategy cannot read encoded replies: "
+                "wrap it in gradguard.integrations.flower.DecodingStrategy, or set wire to false"
+            )
+        return ""
+    ticket, sent = ticket_from(record), 0 if memory is None else memory.sent
+    del message.content[RECORD]  # the app need not know
+    if ticket.accepted > sent:
+        lost = (
+            f"the server has {ticket.accepted} messages of this client and its memory knows of "
+            f"{sent}: it was lost"
+        )
+        if settings.is_private:
+            raise ValueError(
+                f"{lost}, and with it what was spent of the privacy budget. Start a new run, with "
+                "that in mind"
+            )
+        log.warning("%s, and with it what error feedback owed", lost)
+    return ticket.nonce
+
+
+def _only_arrays(message: Message, what: str) -> tuple[str, ArrayRecord]:
+    records = list(message.content.array_records.items())
+    if len(records) != 1:
+        raise ValueError(
+            f"{what} has {len(records)} ArrayRecords; expected one, the model. With secure "
+            "aggregation put GuardMod after its mod"
+        )
+    return records[0]
+
+
+def _securely_aggregated(message: Message, context: Context) -> bool:
+    return any(key in message.content or key in context.state for key in SECURE_AGGREGATION)
+
+
+def _booked(context: Context) -> PrivacyLedger:
+    return ledger_in(context) or PrivacyLedger()
+
+
+def _check_booked(before: PrivacyLedger, after: PrivacyLedger, promised: float) -> None:
+    new = after.releases - before.releases
+    if new <= 0:
+        raise ValueError(
+            "the defence has DP-SGD, and no release was booked in this round; train by "
+            "gradguard.integrations.flower.dp_sgd(context, defense, ...)"
+        )
+    for noise, _, count in reversed(after.history):
+        if new > 0 and noise < promised * (1 - 1e-9):
+            raise ValueError(
+                f"the defence promises a noise multiplier of {promised:g} and training used "
+                f"{noise:g}; give dp_sgd the same defence"
+            )
+        new -= count
