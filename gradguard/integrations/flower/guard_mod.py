@@ -110,14 +110,15 @@ class GuardMod:
         try:
             # Before the app runs: it may change what it was given.
             begun = begin(message, context, self.stated, self.model)
-        except (ValueError, TypeError) as error:
+        except Exception as error:
             return _refusal(message, error)
         reply = call_next(message, context)
         if reply.has_error():
             return reply
         try:
             return _defended(reply, context, begun)
-        except (ValueError, TypeError, RuntimeError) as error:
+        except Exception as error:
+            # An answer, not a raise: what DP-SGD has booked is kept only if the mod returns.
             return _refusal(message, error)
 
     def __repr__(self) -> str:
@@ -143,7 +144,7 @@ def _defended(reply: Message, context: Context, begun: Round) -> Message:
     metrics = _metrics_in(reply)
     after = tensors_of(record)
     before = with_dtypes_of(begun.received, after)
-    guard = begun.guard(context, node_seed)
+    guard = begun.guard(context, before, node_seed)
     update = guard.protect(before, after)
     privacy = begun.privacy(context, guard)
     if begun.settings.wire:

@@ -165,8 +165,9 @@ def form_of(reply: Message, weighted_by: str | None) -> Form:
     name, metrics = records[0]
     for key, value in metrics.items():
         numbers = value if isinstance(value, list) else [value]
-        # Epsilon is infinite where the noise is known: that is said, and not averaged.
-        if not all(map(math.isfinite, numbers)) and not key.startswith(PREFIX):
+        if key.startswith(PREFIX):  # ours, which no strategy sees; epsilon may be infinite
+            continue
+        if not all(map(math.isfinite, numbers)):
             raise ReplyError(f"metric {key!r} is {value!r}; expected finite numbers")
         form.add((name, key, len(value) if isinstance(value, list) else -1))
     if weighted_by is not None:

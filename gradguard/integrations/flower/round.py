@@ -18,6 +18,7 @@ from gradguard.integrations.flower.handshake import RECORD, ticket_from
 from gradguard.integrations.flower.memory import Memory, ledger_in, recall, remember
 from gradguard.integrations.flower.metrics import Privacy
 from gradguard.integrations.flower.settings import GuardSettings, settings_for
+from gradguard.updates.layout import Entries
 from gradguard.updates.update_guard import UpdateGuard
 
 SECURE_AGGREGATION = ("secaggplus_configs", "secaggplus_state")
@@ -54,13 +55,18 @@ class Round:
             )
         return _only_arrays(reply, "the app's reply")
 
-    def guard(self, context: Context, node_seed: Callable[[int, Context], int]) -> UpdateGuard:
+    def guard(
+        self, context: Context, before: Entries, node_seed: Callable[[int, Context], int]
+    ) -> UpdateGuard:
         """The guard as it was after the round before.
+
+        Args:
+            before: The model received, in the dtypes of the client's own.
 
         Raises:
             ValueError: The memory is another defence's.
         """
-        model = dict(self.received) if self.model is None else self.model()
+        model = before if self.model is None else self.model()
         guard = _new_guard(self.settings, model)
         if self.memory is not None:
             guard.load_arrays(self.memory.arrays, self.memory.text)
@@ -148,7 +154,7 @@ def described(settings: GuardSettings) -> str:
     return json.dumps(facts)
 
 
-def _new_guard(settings: GuardSettings, model: nn.Module | dict[str, Tensor]) -> UpdateGuard:
+def _new_guard(settings: GuardSettings, model: nn.Module | Entries) -> UpdateGuard:
     dp, transform = settings.client_dp, settings.defense.chain
     if dp is None:
         return UpdateGuard(transform, model, buffers=settings.buffers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -116,6 +117,7 @@ class Federation:
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """One round; ``answer`` says what a node does with a message."""
         self.round += 1
+        random.seed(self.round)  # strategies sample nodes, and sum their replies in that order
         asked = self.strategy.configure_train(self.round, self.arrays, ConfigRecord(), self.grid)
         self.replies = []
         for number, message in enumerate(asked):

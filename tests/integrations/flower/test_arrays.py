@@ -1,0 +1,74 @@
+"""Flower's arrays are read without believing their headers."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradguard.integrations.flower.arrays import array_of, record_of, tensors_of
+
+
+@given(
+    shape=st.lists(st.integers(0, 4), max_size=3),
+    dtype=st.sampled_from(["f2", "f4", "f8", "i1", "u1", "i4", "i8", "?"]),
+    order=st.sampled_from("CF"),
+)
+def test_what_flower_writes_is_read_bit_by_bit(shape: list[int], dtype: str, order: str) -> None:
+    numbers = np.random.default_rng(0).integers(0, 2, shape).astype(dtype)
+    array = Array(np.array(numbers, order=order))  # type: ignore[call-overload]
+    found = array_of(array, "x")
+    assert found.dtype == numbers.dtype
+    assert np.array_equal(found, numbers)
+    assert np.array_equal(found, array.numpy())
+
+
+def test_tensors_come_back_and_share_no_memory() -> None:
+    tensors = {"a": torch.randn(2, 3), "b": torch.tensor(1.5), "c": torch.arange(3)}
+    record = record_of(tensors)
+    found = tensors_of(record)
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    found["a"].zero_()
+    assert torch.equal(tensors_of(record)["a"], tensors["a"])
+
+
+def saved(array: np.ndarray, **options: bool) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("array", "why"),
+    [
+        (Array("float32", (2,), "numpy.ndarray", saved(np.zeros(2, "f4"))[:-1]), "should have 8"),
+        (Array("float32", (2,), "numpy.ndarray", saved(np.zeros(2, "f4")) + b"0"), "should have 8"),
+        (Array("float32", (2,), "numpy.ndarray", b""), "no array of numpy"),
+        (Array("float32", (2,), "numpy.ndarray", b"\x80\x04pickled"), "no array of numpy"),
+        (Array("float32", (2,), "torch.Tensor", saved(np.zeros(2))), "expected 'numpy.ndarray'"),
+        (
+            Array("object", (1,), "numpy.ndarray", saved(np.array([None]), allow_pickle=True)),
+            "holds",
+        ),
+        (Array("str", (1,), "numpy.ndarray", saved(np.array(["a"]))), "holds"),
+        (Array("f", (1,), "numpy.ndarray", saved(np.zeros(1, ">f4"))), "byte order"),
+    ],
+)
+def test_anything_else_is_refused(array: Array, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        array_of(array, "x")
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_crash_it(data: bytes) -> None:
+    head = saved(np.zeros(2, "f4"))
+    for mutated in (data, head[:8] + data, head[:20] + data):
+        try:
+            array_of(Array("float32", (2,), "numpy.ndarray", mutated), "x")
+        except ValueError:
+            continue
