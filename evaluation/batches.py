@@ -27,7 +27,13 @@ class Batch:
 
 
 def draw_batches(
-    data: Data, pool: np.ndarray, *, composition: str, batch_size: int, number: int, seed: int
+    data: Data,
+    pool: np.ndarray,
+    *,
+    composition: str | None,
+    batch_size: int,
+    number: int,
+    seed: int,
 ) -> list[Batch]:
     """Independent batches, deterministic in ``seed``.
 
@@ -39,7 +45,7 @@ def draw_batches(
 
     Args:
         pool: Indices into ``data``.
-        composition: A name of :data:`gradguard.attacks.composition.NAMES`.
+        composition: A name of :data:`gradguard.attacks.composition.NAMES`; ``None`` mixes them.
     """
     rng = np.random.default_rng(seed)
     labels = data.labels.numpy()

@@ -44,6 +44,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "gradguard evaluate",
         "gradguard evaluate study.toml --out results --jobs 2",
         "gradguard evaluate --data mine.npz --model my_models:make",
+        "gradguard evaluate study.toml --observed recording --defense top-k",
     ),
     "search": (
         "gradguard search study.toml --trials 80 --jobs 2",

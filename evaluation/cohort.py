@@ -43,7 +43,7 @@ class OtherClients:
 
     data: Data
     pool: np.ndarray
-    composition: str
+    composition: str | None
     batch_size: int
     seed: int
     room: int

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from gradguard.attacks.head import find_head
+from gradguard.evaluation.commands.observed import check_alone, run_observed
 from gradguard.evaluation.errors import UnusableInputError
 from gradguard.evaluation.evaluate import InterruptedStudyError, evaluate
 from gradguard.evaluation.interruption import uninterrupted
@@ -58,6 +59,13 @@ def command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Take from OUT/cells what is finished.")
     ] = False,
+    observed: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Attack what a server of this study recorded."),
+    ] = None,
+    defense: Annotated[
+        str | None, typer.Option(metavar="NAME", help="With --observed: which was deployed.")
+    ] = None,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Neither progress nor table.")
     ] = False,
@@ -65,7 +73,20 @@ def command(
         bool, typer.Option("--json", help="Print report.json, and nothing else.")
     ] = False,
 ) -> None:
-    """Attack every defence of a study; report what leaks and what hiding it costs."""
+    """Attack every defence of a study; report what leaks and what hiding it costs.
+
+    With --observed, attack instead what a real server of federated averaging recorded, clients
+    simulated as the study's [client] says; see gradguard.updates.recording.
+    """
+    if observed is None and defense is not None:
+        raise UnusableInputError("--defense goes with --observed; a study evaluates all of its own")
+    if observed is not None:
+        check_alone(jobs=jobs, backend=backend, address=ray_address, resume=resume)
+        chosen = chosen_study(study, data=data, model=model, seed=seed)
+        code = run_observed(
+            chosen, observed, defense=defense, out=out, quiet=quiet, as_json=as_json
+        )
+        raise typer.Exit(code)
     # A time limit of a batch system comes as SIGTERM: keep the finished rows, as after Ctrl-C.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -1,0 +1,93 @@
+"""``gradguard evaluate STUDY --observed FOLDER``: attack what a real server saw."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import typer
+
+from gradguard.evaluation.errors import UnusableInputError
+from gradguard.evaluation.interruption import uninterrupted
+from gradguard.evaluation.observed.observe import InterruptedObservationError, observe
+from gradguard.evaluation.observed.result import ObservedReport
+from gradguard.evaluation.observed.stating import print_observed, render_observed
+from gradguard.evaluation.output import check_writable, write_atomically
+from gradguard.evaluation.progress import shown
+from gradguard.evaluation.study import Study
+from gradguard.evaluation.views.table import make_console
+
+JSON, MARKDOWN = "observed.json", "observed.md"
+INTERRUPTED = 130
+
+
+def run_observed(
+    study: Study,
+    folder: Path,
+    *,
+    defense: str | None,
+    out: Path,
+    quiet: bool,
+    as_json: bool,
+) -> int:
+    """Attack a recording, print it, write ``observed.json`` and ``observed.md``; the exit code.
+
+    Raises:
+        UnusableInputError: Nothing is written then.
+    """
+    check_writable(out)
+    code = 0
+    try:
+        with shown(make_console(stderr=True), quiet=quiet or as_json) as progress:
+            command = ["gradguard", *sys.argv[1:]]
+            report = observe(study, folder, defense=defense, progress=progress, command=command)
+    except InterruptedObservationError as interrupt:
+        report, code = interrupt.report, INTERRUPTED
+    except KeyboardInterrupt:
+        typer.echo("gradguard: interrupted; no round was finished, nothing was written", err=True)
+        return INTERRUPTED
+    _deliver(report, out, quiet=quiet, as_json=as_json)
+    if code:
+        typer.echo("gradguard: interrupted; written is what was finished", err=True)
+    return code
+
+
+def check_alone(*, jobs: int | None, backend: str, address: str | None, resume: bool) -> None:
+    """Raise if options were given that are for studies alone.
+
+    Raises:
+        UnusableInputError: See above.
+    """
+    given = {
+        "--jobs": jobs not in (None, 1),
+        "--backend": backend != "loky",
+        "--ray-address": address is not None,
+        "--resume": resume,
+    }
+    for option, there in given.items():
+        if there:
+            raise UnusableInputError(
+                f"--observed attacks in this process, from the start; leave out {option}"
+            )
+
+
+def _deliver(report: ObservedReport, out: Path, *, quiet: bool, as_json: bool) -> None:
+    """Write, then show: a terminal that is gone must not cost the files."""
+    text, console = report.to_json(), make_console()
+    with uninterrupted():
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            write_atomically(out / JSON, text.encode(errors="backslashreplace"))
+            write_atomically(out / MARKDOWN, render_observed(report).encode(errors="replace"))
+        except OSError as error:
+            if not as_json:
+                print_observed(report, console)  # what cannot be kept
+            why = error.strerror or type(error).__name__
+            raise UnusableInputError(
+                f"{out}: the report could not be written ({why}); choose another --out"
+            ) from error
+    if as_json:
+        typer.echo(text, nl=False)
+    elif not quiet:
+        print_observed(report, console)
+        typer.echo(f"Written: {out / JSON}, {out / MARKDOWN}")

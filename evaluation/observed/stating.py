@@ -1,0 +1,170 @@
+"""What was read of recorded traffic in words: a terminal's table, and Markdown."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from gradguard.evaluation.errors import printable
+from gradguard.evaluation.observed.result import (
+    FEW,
+    LEAKS,
+    NOT_MEASURED,
+    NOT_SHOWN,
+    ObservedReport,
+    ObservedRow,
+)
+from gradguard.evaluation.views.markdown import escape, table
+from gradguard.evaluation.views.sentences import percent
+
+ROWS = 12
+"""Rounds or clients on a terminal; all of them are in the files."""
+COLUMNS = (
+    "seen",
+    "messages",
+    "worst attack",
+    "labels read, %",
+    "blind, %",
+    "above blind",
+    "verdict",
+)
+
+
+def print_observed(report: ObservedReport, console: Console) -> None:
+    """The rows, what to know beside them, and a closing sentence."""
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for index, column in enumerate(COLUMNS):
+        names = column in ("seen", "worst attack")
+        words = column.replace(", ", ",\n") if index else column
+        shown.add_column(words, justify="left" if names else "right", no_wrap=not names)
+    cut = 0
+    for view in ("all", "pooled", "cohort", "round", "client"):
+        rows = report.of_view(view)
+        # Of many the ones that leak most: the files have the rest.
+        ranked = sorted(rows, key=lambda row: -row.worst.advantage)[:ROWS]
+        cut += len(rows) - len(ranked)
+        for row in (row for row in rows if row in ranked):
+            shown.add_row(*(Text(printable(cell)) for cell in cells(row)))
+    if cut:
+        shown.caption = f"{cut} more rows, which leak less, are in observed.md"
+    console.print(shown)
+    for line in remarks(report):
+        console.print(Text(printable(line)))
+    console.print(Text(closing(report), style="bold"))
+
+
+def cells(row: ObservedRow) -> tuple[str, ...]:
+    """One row of the table, in the order of :data:`COLUMNS`."""
+    worst = row.worst
+    number = f"{row.messages}"
+    if row.independent < row.messages:
+        number += f" ({row.independent})"
+    return (
+        seen_words(row),
+        number,
+        row.worst_attack,
+        f"{100 * worst.asr:.0f} ({100 * worst.ci[0]:.0f} to {100 * worst.ci[1]:.0f})",
+        f"{100 * row.blind_asr:.0f}",
+        f"{worst.advantage:.2f} ({worst.advantage_ci[0]:.2f} to {worst.advantage_ci[1]:.2f})",
+        row.verdict,
+    )
+
+
+def seen_words(row: ObservedRow) -> str:
+    """What a row is about, in a few words."""
+    low, high = row.cohort
+    return {
+        "all": "each alone",
+        "round": f"round {row.of}",
+        "client": f"client {row.of}",
+        "pooled": "rounds pooled",
+        "cohort": f"mean of {low if low == high else f'{low} to {high}'} clients",
+    }[row.view]
+
+
+def remarks(report: ObservedReport) -> list[str]:
+    """What to know beside the numbers, line by line."""
+    said = [
+        f"Recorded: {report.messages} messages of {report.clients} clients in {report.rounds} "
+        f"rounds, defence {report.defense!r}."
+    ]
+    if report.without_labels:
+        said.append(f"{report.without_labels} messages have no labels recorded: not scored.")
+    if report.refused:
+        said.append(f"{report.refused} messages could not be read by the server: not here.")
+    said += [f"Not shown, {view}: {why}." for view, why in report.left_out.items()]
+    said += [f"Note: {note}." for note in report.notes]
+    said += _about_intervals(report)
+    said += _about_likeness(report)
+    if not report.complete:
+        said.append("Interrupted: later rounds are missing.")
+    return said
+
+
+def _about_intervals(report: ObservedReport) -> list[str]:
+    said = []
+    if any(row.independent < row.messages for row in report.rows):
+        said.append(
+            "In brackets beside messages: how many are about different labels. A client with the "
+            "same data in every round is one observation, however often it sends."
+        )
+    few = [row for row in report.rows if row.independent < FEW]
+    if few:
+        least = min(row.independent for row in few)
+        said.append(
+            f"{len(few)} of {len(report.rows)} rows rest on fewer than {FEW} observations (the "
+            f"least on {least}): their intervals are wide. Record more rounds or clients."
+        )
+    return said
+
+
+def _about_likeness(report: ObservedReport) -> list[str]:
+    odd = [row for row in report.rows if row.alarming]
+    wholes = [row for row in odd if row.view not in ("round", "client")]
+    if wholes:
+        first = wholes[0]
+        return [
+            f"Warning: {first.unlike} of {first.messages} messages ({seen_words(first)}) are "
+            f"unlike all simulated ones ({first.example}). The simulated client is not the "
+            "recorded one: check [client], the defence and the model. A low rate is no evidence "
+            "of safety."
+        ]
+    if odd:
+        named = ", ".join(seen_words(row) for row in odd[:5]) + (", ..." if len(odd) > 5 else "")
+        return [
+            f"Unlike all simulated messages, as a few are by chance: {named}. A low rate there is "
+            "no evidence of safety."
+        ]
+    return []
+
+
+def closing(report: ObservedReport) -> str:
+    """The verdict in one or two sentences."""
+    leaky = [row for row in report.rows if row.verdict == LEAKS]
+    if leaky:
+        worst = max(leaky, key=lambda row: row.worst.advantage_ci[0])
+        return (
+            f"Labels leak: {worst.worst_attack} reads {percent(worst.worst.asr)} of those behind "
+            f"recorded messages ({seen_words(worst)}), where a blind guess gets "
+            f"{percent(worst.blind_asr)}."
+        )
+    verdicts = {row.verdict for row in report.rows}
+    if verdicts == {NOT_SHOWN}:
+        return "Not shown to leak, which is no proof."
+    if NOT_MEASURED in verdicts:
+        return (
+            "Not measured: the recorded messages are unlike the simulated ones, so that nothing "
+            "here says that the labels are safe."
+        )
+    return "Unclear: more may leak than chance explains. Record more messages to tell."
+
+
+def render_observed(report: ObservedReport) -> str:
+    """The whole report as Markdown."""
+    lines = ["# What the server saw", "", escape(closing(report)), ""]
+    lines += [f"- {escape(line)}" for line in remarks(report)]
+    body = [[escape(cell) for cell in cells(row)] for row in report.rows]
+    lines += ["", table(COLUMNS, body), "", escape(str(report.provenance.get("method", "")))]
+    return "\n".join(lines) + "\n"
