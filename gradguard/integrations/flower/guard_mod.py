@@ -142,17 +142,17 @@ def node_seed(seed: int, context: Context) -> int:
 def _defended(reply: Message, context: Context, begun: Round) -> Message:
     key, record = begun.only_arrays(reply)
     metrics = _metrics_in(reply)
-    after = tensors_of(record)
+    after = begun.named(tensors_of(record))
     before = with_dtypes_of(begun.received, after)
     guard = begun.guard(context, before, node_seed)
     update = guard.protect(before, after)
     privacy = begun.privacy(context, guard)
     if begun.settings.wire:
-        names = guard.layout.parameters
-        payload = encode_stated(update, guard.state, names=names)
+        names = [begun.sent_name(name) for name in guard.layout.parameters]
+        payload = encode_stated(begun.as_sent(update), guard.state, names=names)
         arrays = ArrayRecord({WIRE_KEY: Array("uint8", (len(payload),), STYPE, payload)})
     else:
-        arrays = record_of(apply_update(before, update))
+        arrays = record_of(begun.as_sent(apply_update(before, update)))
     content = reply.content
     content[key] = arrays
     metrics.update(metrics_of(arrays.count_bytes(), _dense_bytes(after), privacy))

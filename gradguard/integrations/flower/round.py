@@ -32,7 +32,8 @@ class Round:
     """What holds while the app trains.
 
     Args:
-        received: The model that the server sent.
+        received: The model that the server sent, under the names of the client's model.
+        names: The names that travel, by those.
         nonce: Of the server's ticket; empty without one.
         memory: Of the rounds before.
         booked: The history of the client's own DP-SGD before this round.
@@ -40,10 +41,24 @@ class Round:
 
     settings: GuardSettings
     received: Mapping[str, Tensor]
+    names: Mapping[str, str]
     nonce: str
     memory: Memory | None
     booked: PrivacyLedger
     model: Callable[[], nn.Module] | None = field(repr=False)
+
+    def named(self, arrays: Entries) -> dict[str, Tensor]:
+        """What the app replies, under the names of the client's model."""
+        own = {name: known for known, name in self.names.items()}
+        return {own.get(name, name): tensor for name, tensor in arrays.items()}
+
+    def as_sent(self, entries: Entries) -> dict[str, Tensor]:
+        """Entries of the client's model, under the names that travel."""
+        return {self.sent_name(name): tensor for name, tensor in entries.items()}
+
+    def sent_name(self, own: str) -> str:
+        """The name under which an entry of the client's model travels."""
+        return self.names.get(own, own)
 
     @staticmethod
     def only_arrays(reply: Message) -> tuple[str, ArrayRecord]:
@@ -134,12 +149,9 @@ def begin(
     nonce = _nonce(message, settings, memory)
     _, record = _only_arrays(message, "the server's message")
     received = tensors_of(record)
-    if all(name.isdecimal() for name in received) and model is None:
-        raise ValueError(
-            "the server's arrays have numbers for names, as of a NumPyClient, so that nothing says "
-            "which of them are parameters; send a state_dict as ArrayRecord(model.state_dict())"
-        )
-    return Round(settings, received, nonce, memory, _booked(context), model)
+    names = _names_of(received, model)
+    received = {own: received[name] for own, name in names.items()}
+    return Round(settings, received, names, nonce, memory, _booked(context), model)
 
 
 def described(settings: GuardSettings) -> str:
@@ -196,6 +208,29 @@ def _only_arrays(message: Message, what: str) -> tuple[str, ArrayRecord]:
             "aggregation put GuardMod after its mod"
         )
     return records[0]
+
+
+def _names_of(
+    received: Mapping[str, Tensor], model: Callable[[], nn.Module] | None
+) -> dict[str, str]:
+    """The names of the server's arrays, by those of the client's model."""
+    if not all(name.isdecimal() for name in received):
+        return {name: name for name in received}
+    if model is None:
+        raise ValueError(
+            "the server's arrays have numbers for names, as for a NumPyClient, so that nothing "
+            "says which of them are parameters; say GuardMod(..., model=...), with the entries of "
+            "whose state_dict() in its order the client works"
+        )
+    # The order of a NumPyClient's list of arrays.
+    ordered = sorted(received, key=int)
+    own = model().state_dict()
+    if [received[name].shape for name in ordered] != [tensor.shape for tensor in own.values()]:
+        raise ValueError(
+            f"the server sends {len(ordered)} arrays without names, and their shapes are not those "
+            f"of the model's {len(own)} entries, in its order"
+        )
+    return dict(zip(own, ordered, strict=True))
 
 
 def _securely_aggregated(message: Message, context: Context) -> bool:
