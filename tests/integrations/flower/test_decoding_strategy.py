@@ -336,6 +336,28 @@ def test_epsilon_of_a_round_is_the_largest() -> None:
     assert metrics["loss"] == pytest.approx(2.0)  # as Flower averages it
 
 
+def test_epsilons_of_different_units_have_no_largest() -> None:
+    federation = Federation(clients=2)
+
+    def says_example(reply: Message) -> None:
+        reply.content.config_records[RECORD]["unit"] = "example"
+
+    def answer(node: int) -> ClientAppCallable:
+        mod = GuardMod(Defense("d", transform=[]), client_dp=ClientDP(1.0, 1.0), wire=True)
+
+        def respond(message: Message, own: Context) -> Message:
+            reply = guarded(mod, app(moved))(message, own)
+            if node == 1:
+                says_example(reply)
+            return reply
+
+        return respond
+
+    _, metrics = federation.play(answer)
+    assert metrics is not None
+    assert metrics["gradguard.epsilon"] == float("inf")
+
+
 def test_flowers_own_average_can_be_told_to_take_the_largest() -> None:
     federation = Federation(FedAvg(train_metrics_aggr_fn=aggregate_metrics), clients=2)
 
