@@ -1,0 +1,264 @@
+"""A defence as a filter of what an NVFlare site sends back, which never lets a result through."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from threading import Lock
+
+import torch
+from nvflare.apis.dxo import DXO, DataKind, from_shareable
+from nvflare.apis.dxo_filter import DXOFilter
+from nvflare.apis.filter import (
+    ContentBlockedException,
+    FilterChainType,
+    FilterContextKey,
+    FilterSource,
+)
+from nvflare.apis.fl_constant import FilterKey, FLContextKey, ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable, make_reply
+from nvflare.apis.utils.fl_context_utils import add_job_audit_event
+from nvflare.app_common.app_constant import AppConstants
+
+from gradguard.defense import Defense
+from gradguard.integrations.nvflare.dxo_arrays import WIRE_KEY, arrays_like, size_of, tensors_of
+from gradguard.integrations.nvflare.outgoing import (
+    check_content,
+    check_plain,
+    check_untouched,
+    refused_kind,
+)
+from gradguard.integrations.nvflare.site_memory import (
+    Memory,
+    check_memory,
+    place,
+    recall,
+    remember,
+)
+from gradguard.integrations.nvflare.site_settings import (
+    SiteSettings,
+    client_dp,
+    model_of,
+    privacy_of,
+    site_seed,
+)
+from gradguard.updates.layout import Entries
+from gradguard.updates.protection import Buffers
+from gradguard.updates.update_guard import UpdateGuard
+from gradguard.wire.sending import encode_stated
+
+PREFIX = "gradguard."
+
+# One message at a time: two that begin from one memory would be booked as one. Not in the filter,
+# which NVFlare copies.
+_AT_WORK = Lock()
+
+
+class GuardFilter(DXOFilter):  # type: ignore[misc]
+    """Defend every update before it leaves the site, and block what cannot be defended.
+
+    For ``task_result_filters`` of a site's ``privacy.json``, where the site decides, or of a job.
+    Updates are ``WEIGHT_DIFF``, as of ``params_transfer_type=TransferType.DIFF``; whole
+    ``WEIGHTS`` are blocked, for when a filter sees them NVFlare has put away the model that they
+    are to be compared with. ``METRICS`` pass, and so do results with an error's return code, of
+    which nothing but the code is sent.
+
+    NVFlare resolves ``{...}`` in the texts of its files, and takes a text with one pair of braces
+    for a variable: write ``[{"Identity": {}}]`` for a defence without transforms.
+
+    Guarantees:
+
+    - a result leaves defended, or blocked; never as it was trained. NVFlare then sends the return
+      code ``TASK_RESULT_FILTER_ERROR`` and nothing of the result;
+    - results of other kinds, encrypted ones, and arrays beside the update, as SCAFFOLD's, are
+      blocked;
+    - what the next round needs is on the site's disk before anything is sent; a round that is
+      blocked leaves it as it was, and nothing is sent where it is lost or another defence's;
+    - the update is bitwise that of :class:`gradguard.UpdateGuard`.
+
+    Not guaranteed: anything about numbers and texts beside the update (losses, numbers of steps),
+    about what leaves by other ways than task results (streamed metrics and logs, the messages of
+    swarm learning), about jobs that bring their own code, which runs in the filter's process, or
+    over several jobs on the same data: each begins with an empty ledger.
+
+    Args:
+        defense: The text of ``Defense.to_json()``.
+        buffers: ``"withhold"`` or ``"send"``, see :func:`gradguard.protect`.
+        noise_multiplier: With ``max_update_norm``: client-level DP before the transforms, see
+            :class:`gradguard.dp.ClientDP`; and ``delta`` likewise.
+        max_epsilon: Nothing is sent that would bring epsilon above it.
+        model: ``"module:factory"`` of the site's model, for what is a parameter and what a buffer,
+            and which weights are tied; without it names and dtypes decide. Only in the site's own
+            file, or in a job that may bring code.
+        wire: Send gradguard's bytes, for a server with :class:`DecodingFilter`.
+        aggregated: That the server sees only the sum of the messages of the defence's cohort.
+        joins_late: With DP, that a site without memory has not taken part, though the job has
+            gone on for rounds. Else it is refused: its ledger may have been lost.
+        simulation_seed: For simulation only: noise is known, and epsilon infinite.
+
+    Raises:
+        ValueError: The arguments are out of range, or contradict each other.
+
+    >>> GuardFilter(defense='{"name": "top-k", "transform": [{"KeepTopK": {"ratio": 0.05}}]}')
+    GuardFilter('top-k')
+    """
+
+    def __init__(
+        self,
+        defense: str,
+        *,
+        buffers: Buffers | None = None,
+        noise_multiplier: float | None = None,
+        max_update_norm: float | None = None,
+        delta: float | None = None,
+        max_epsilon: float | None = None,
+        model: str | None = None,
+        wire: bool = False,
+        aggregated: bool = False,
+        joins_late: bool = False,
+        simulation_seed: int | None = None,
+    ) -> None:
+        super().__init__(supported_data_kinds=None, data_kinds_to_filter=None)
+        if not isinstance(defense, str):
+            raise ValueError(f"defense must be the text of Defense.to_json(), got {defense!r}")
+        self.settings = SiteSettings(
+            Defense.from_json(defense),
+            client_dp(noise_multiplier, max_update_norm, delta),
+            max_epsilon=max_epsilon,
+            buffers=buffers,
+            wire=wire,
+            aggregated=aggregated,
+            simulation_seed=simulation_seed,
+        )
+        if not (model is None or isinstance(model, str)):
+            raise ValueError(f"model must be 'module:factory', got {model!r}")
+        if not isinstance(joins_late, bool):
+            raise ValueError(f"joins_late must be true or false, got {joins_late!r}")
+        # Under the arguments' names: NVFlare's Job API writes a job's files from them.
+        self.defense, self.buffers, self.model = defense, buffers, model
+        self.noise_multiplier, self.max_update_norm = noise_multiplier, max_update_norm
+        self.delta, self.max_epsilon = delta, max_epsilon
+        self.wire, self.aggregated, self.joins_late = wire, aggregated, joins_late
+        self.simulation_seed = simulation_seed
+        self._known: dict[Path, int] = {}
+
+    def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
+        """The defended result.
+
+        Raises:
+            ContentBlockedException: Nothing of the result may leave.
+        """
+        # DXOFilter.process returns what it cannot read as it is.
+        try:
+            return self._processed(shareable, fl_ctx)
+        except Exception as error:
+            raise ContentBlockedException(f"gradguard sent nothing: {error}") from error
+
+    def process_dxo(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> DXO:
+        """The defended update; never ``None``, at which NVFlare sends it as it was.
+
+        Raises:
+            ValueError: It cannot be defended.
+        """
+        self._check_place(fl_ctx)
+        if dxo.data_kind != DataKind.WEIGHT_DIFF:
+            raise ValueError(refused_kind(dxo.data_kind))
+        check_untouched(dxo, type(self).__name__)
+        check_plain(dxo.meta, "the meta data")
+        changes = tensors_of(dxo.data)
+        with _AT_WORK:
+            return self._defended(changes, dxo, shareable, fl_ctx)
+
+    def __repr__(self) -> str:
+        return f"GuardFilter({self.settings.defense.name!r})"
+
+    def _defended(self, changes: Entries, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> DXO:
+        path, memory = self._recalled(shareable, fl_ctx)
+        guard = self._guard(changes, memory, fl_ctx)
+        update = guard.protect({name: torch.zeros_like(t) for name, t in changes.items()}, changes)
+        new = self._message(update, guard, dxo)
+        sent = 1 + (0 if memory is None else memory.sent)
+        arrays, text = guard.state_to_arrays()
+        remember(path, Memory(arrays, text, self.settings.described(), sent))
+        self._known[path] = sent
+        return new
+
+    def _processed(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
+        code = shareable.get_return_code()
+        if code != ReturnCode.OK:
+            return make_reply(str(code)[:100])  # whatever it holds besides stays here
+        check_content(shareable)
+        dxo = from_shareable(shareable)
+        if dxo.data_kind == DataKind.METRICS:
+            check_plain(dxo.data, "the metrics")
+            check_plain(dxo.meta, "the meta data")
+            return shareable
+        new = self.process_dxo(dxo, shareable, fl_ctx)
+        add_job_audit_event(fl_ctx=fl_ctx, msg=f"applied filter: {self!r}")
+        return new.update_shareable(shareable)
+
+    def _check_place(self, fl_ctx: FLContext) -> None:
+        chain = self.get_prop(FilterContextKey.CHAIN_TYPE)
+        incoming = fl_ctx.get_prop(FLContextKey.FILTER_DIRECTION) == FilterKey.IN
+        if incoming or chain == FilterChainType.TASK_DATA_CHAIN:
+            raise ValueError(
+                "GuardFilter defends what a site sends: put it into the site's or the client "
+                "app's task_result_filters, with direction out or none"
+            )
+
+    def _recalled(self, shareable: Shareable, fl_ctx: FLContext) -> tuple[Path, Memory | None]:
+        path = place(fl_ctx)
+        memory = recall(path)
+        check_memory(memory, path, self.settings.described(), known=self._known.get(path, 0))
+        if memory is None:
+            self._begin(shareable, fl_ctx)
+        return path, memory
+
+    def _begin(self, shareable: Shareable, fl_ctx: FLContext) -> None:
+        if self.settings.is_off:
+            name = self.settings.defense.name
+            self.log_warning(fl_ctx, f"defence {name!r} changes nothing: updates leave as they are")
+        now = shareable.get_header(AppConstants.CURRENT_ROUND)
+        first = shareable.get_header(AppConstants.START_ROUND) or 0
+        late = isinstance(now, int) and isinstance(first, int) and now > first
+        if late and self.settings.client_dp is not None and not self.joins_late:
+            raise ValueError(
+                f"it is round {now} of the job, and this site remembers no earlier one: its "
+                "ledger may be lost. Say joins_late=true if it has really sent nothing yet"
+            )
+
+    def _guard(self, changes: Entries, memory: Memory | None, fl_ctx: FLContext) -> UpdateGuard:
+        if not any(tensor.is_floating_point() for tensor in changes.values()):
+            raise ValueError("the update holds no floating-point numbers: there is no parameter")
+        guard = self.settings.new_guard(changes if self.model is None else self._site_model(fl_ctx))
+        seed = self.settings.simulation_seed
+        if memory is not None:
+            guard.load_arrays(memory.arrays, memory.text)
+        elif seed is not None:
+            guard.reset(site_seed(seed, fl_ctx.get_identity_name()))
+        return guard
+
+    def _site_model(self, fl_ctx: FLContext) -> torch.nn.Module:
+        assert self.model is not None
+        # A job's text would otherwise call what it likes on a site that allows it no code.
+        meta = fl_ctx.get_prop(FLContextKey.JOB_META) or {}
+        if self.get_prop(FilterContextKey.SOURCE) == FilterSource.JOB and not meta.get("byoc"):
+            raise ValueError(
+                "model names code, and this job may bring none; put the filter into the site's "
+                "privacy.json, or leave out model"
+            )
+        return model_of(self.model)
+
+    def _message(self, update: Entries, guard: UpdateGuard, old: DXO) -> DXO:
+        meta = {key: value for key, value in old.meta.items() if not key.startswith(PREFIX)}
+        dense = size_of(update)
+        if self.settings.wire:
+            payload = encode_stated(update, guard.state, names=guard.layout.parameters)
+            new = DXO(DataKind.APP_DEFINED, data={WIRE_KEY: payload}, meta=meta)
+        else:
+            new = DXO(DataKind.WEIGHT_DIFF, data=arrays_like(update, old.data), meta=meta)
+        new.meta[f"{PREFIX}bytes.sent"] = len(payload) if self.settings.wire else dense
+        new.meta[f"{PREFIX}bytes.dense"] = dense
+        new.meta |= {PREFIX + key: value for key, value in privacy_of(guard).items()}
+        new.add_filter_history(type(self).__name__)
+        return new

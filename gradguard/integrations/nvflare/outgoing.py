@@ -1,0 +1,99 @@
+"""What of a site's result may leave beside the update, and which results may not leave at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from numbers import Number
+
+import numpy as np
+from nvflare.apis.dxo import DXO, DataKind, MetaKey
+from nvflare.apis.shareable import ReservedHeaderKey, Shareable
+
+from gradguard.integrations.nvflare.dxo_arrays import Array, count_of, kind_of
+
+MOST_VALUES = 1000
+"""Of numbers and texts beside the arrays of one result."""
+
+MOST_TEXT = 100_000
+"""Of characters in one of them."""
+
+
+def check_plain(value: object, what: str) -> None:
+    """Raise unless ``value`` is made of single numbers, text and containers of them, and few.
+
+    Algorithms put whole models beside the update, such as SCAFFOLD its control variates.
+
+    Raises:
+        ValueError: Something in it is an array, bytes or another object, or there is too much.
+
+    >>> check_plain({"loss": 0.5, "per class": [0.1, 0.9]}, "the meta data")
+    >>> check_plain({"control": np.zeros(3)}, "the meta data")
+    Traceback (most recent call last):
+        ...
+    ValueError: the meta data of the result holds an array of 3 numbers, which no transform \
+covers; expected numbers and text
+    """
+    for number, leaf in enumerate(_leaves(value), start=1):
+        if isinstance(leaf, Array) and count_of(leaf) == 1:
+            continue  # a metric that was never made a number
+        if not (leaf is None or isinstance(leaf, str | Number | Enum | np.generic)):
+            raise ValueError(
+                f"{what} of the result holds {kind_of(leaf)}, which no transform covers; expected "
+                "numbers and text"
+            )
+        if number > MOST_VALUES or (isinstance(leaf, str) and len(leaf) > MOST_TEXT):
+            raise ValueError(
+                f"{what} of the result holds more than {MOST_VALUES:,} values, or a text of more "
+                f"than {MOST_TEXT:,} characters, which no transform covers"
+            )
+
+
+def check_content(shareable: Shareable) -> None:
+    """Raise if a result holds anything but one DXO, and headers made of numbers and text."""
+    if extra := shareable.keys() - {ReservedHeaderKey.HEADERS, "DXO"}:
+        raise ValueError(
+            f"the result holds {sorted(map(str, extra))[0]!r} beside its DXO, which no transform "
+            "covers; send one DXO"
+        )
+    check_plain(shareable.get(ReservedHeaderKey.HEADERS) or {}, "a header")
+
+
+def check_untouched(dxo: DXO, guard: str) -> None:
+    """Raise if another filter has encrypted or encoded an update, or a guard has defended it."""
+    if algorithm := dxo.get_meta_prop(MetaKey.PROCESSED_ALGORITHM):
+        raise ValueError(
+            f"the update has been processed by {algorithm!r} already; put GuardFilter before "
+            "filters that encrypt or encode"
+        )
+    if guard in (dxo.get_filter_history() or []):
+        raise ValueError(
+            "the update has been defended already: keep one GuardFilter, and put all its "
+            "transforms into one defence"
+        )
+
+
+def refused_kind(kind: str) -> str:
+    """Why a DXO of this kind is not sent, and what to send in its place."""
+    if kind == DataKind.WEIGHTS:
+        return (
+            "the result is a whole model, and the one it started from is no longer at hand; send "
+            "WEIGHT_DIFF: params_transfer_type=TransferType.DIFF"
+        )
+    return (
+        f"the result is of kind {getattr(kind, 'value', kind)!r}, which no transform covers; "
+        "expected one WEIGHT_DIFF or METRICS. For jobs of other kinds use another scope of "
+        "privacy.json"
+    )
+
+
+def _leaves(value: object) -> Iterator[object]:
+    if isinstance(value, Mapping):
+        for key, held in value.items():
+            yield key
+            yield from _leaves(held)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for held in value:
+            yield from _leaves(held)
+    else:
+        yield value
