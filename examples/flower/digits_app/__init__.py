@@ -1,0 +1,1 @@
+"""Handwritten digits with Flower, and gradguard between the clients and the server."""
