@@ -30,6 +30,8 @@ from nvflare.app_common.app_constant import AlgorithmConstants, AppConstants
 from nvflare.fuel.utils import fobs
 from nvflare.job_config.fed_job_config import FedJobConfig
 from nvflare.private.fed.app.fl_conf import create_privacy_manager
+from nvflare.private.fed.utils.fed_utils import create_job_processing_context_properties
+from nvflare.private.privacy_manager import PrivacyService
 from torch import Tensor, nn
 
 from gradguard import (
@@ -57,6 +59,7 @@ from tests.integrations.nvflare_site import Digits
 
 JOB, SITE = "00000000-0000-0000-0000-000000000001", "site-1"
 TOP_K = ErrorFeedback(KeepTopK(0.25))
+EXAMPLE = Path(__file__).parents[2] / "examples" / "nvflare"
 
 
 class Tied(nn.Module):
@@ -564,7 +567,42 @@ class TestPrivacyJson:
         assert guard.settings.wire
         sent(guard, result(update()), context(tmp_path))
 
-    def test_with_a_mistake_in_it_raises_when_the_site_starts(self, tmp_path: Path) -> None:
+    def test_of_a_deployed_site_is_applied_to_jobs_that_name_no_scope(self, tmp_path: Path) -> None:
+        self.made(tmp_path, defense=text(TOP_K))
+        workspace = Workspace(str(tmp_path), SITE)
+        meta = Path(workspace.get_job_meta_path(JOB))
+        meta.parent.mkdir()
+        meta.write_text("{}")
+        fl_ctx = context(tmp_path)
+        PrivacyService.initialize(create_privacy_manager(workspace, names_only=False))
+        try:
+            for key, value in create_job_processing_context_properties(workspace, JOB).items():
+                fl_ctx.set_prop(key, value, private=True)
+        finally:
+            PrivacyService.initialize(None)
+        raw = tensors(update())
+        filters = ("task_result_filters", result(update()), fl_ctx, {}, "train", FilterKey.OUT)
+        found = from_shareable(apply_filters(*filters))
+        assert_bitwise(found.data, UpdateGuard(TOP_K, raw).protect(zeros(raw), raw))
+
+    def test_of_the_example_lasts_for_twenty_rounds(self, tmp_path: Path) -> None:
+        managers = []
+        for whose in ("site", "server"):
+            context(tmp_path / whose)
+            file = EXAMPLE / whose / "privacy.json"
+            (tmp_path / whose / "local" / "privacy.json").write_text(file.read_text())
+            workspace = Workspace(str(tmp_path / whose), whose)
+            managers.append(create_privacy_manager(workspace, False, is_server=whose == "server"))
+        site, server = managers
+        assert site.name_to_scopes.keys() == server.name_to_scopes.keys()
+        [guard] = site.default_scope.task_result_filters[FilterKey.OUT]
+        for _ in range(20):
+            sent(guard, result(update()), context(tmp_path / "site"))
+        assert_blocked(guard, result(update()), context(tmp_path / "site"), "budget of 8")
+        for scope in server.name_to_scopes.values():
+            assert isinstance(scope.task_result_filters[FilterKey.IN][0], DecodingFilter)
+
+    def test_with_a_mistake_in_it_raises_before_a_job_runs(self, tmp_path: Path) -> None:
         with pytest.raises(Exception, match=r"did you mean 'KeepTopK'"):
             self.made(tmp_path, defense=text(TOP_K).replace("KeepTopK", "KeepTopKK"))
         # Braces once: NVFlare takes the text for a variable of its own.

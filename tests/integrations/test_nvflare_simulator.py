@@ -63,10 +63,9 @@ def simulated(folder: Path) -> Path:
     workspace, records, home = folder / "workspace", folder / "records", folder / "home"
     for made in (workspace / "local", records, home):
         made.mkdir(parents=True)
-    write(workspace / "local" / "privacy.json", privacy())
-    # What a job may name; a site's own privacy.json may name what it likes.
-    allowed = ["nvflare.app_common.workflows", "nvflare.app_opt.pt", CODE[:-1]]
-    resources = {"format_version": 2, "class_allow_list": allowed}
+    # What a job may name. The simulator reads privacy.json, but its sites apply nothing of it.
+    packages = ["nvflare.app_common.workflows.", "nvflare.app_opt.pt.", "gradguard.", CODE]
+    resources = {"format_version": 2, "class_allow_list": packages}
     write(workspace / "local" / "resources.json", resources)
     write_job(folder / "job")
     environment = {
@@ -91,50 +90,40 @@ def simulated(folder: Path) -> Path:
     return records
 
 
-def privacy() -> dict[str, Any]:
-    """Of the sites and the server: the simulator hands the same file to all."""
-    guard = {
-        "path": "gradguard.integrations.nvflare.GuardFilter",
-        "direction": "out",
-        "args": {
-            "defense": DEFENSE.to_json(),
-            "wire": True,
-            "simulation_seed": SEED,
-            "model": f"{CODE[:-1]}:Digits",
-        },
-    }
-    decoder = {
-        "path": "gradguard.integrations.nvflare.DecodingFilter",
-        "direction": "in",
-    }
-    sent = {"path": f"{CODE}Recorder", "direction": "in", "args": {"place": "sent"}}
-    scope = {"name": "guarded", "task_result_filters": [guard, sent, decoder]}
-    return {"scopes": [scope], "default_scope": "guarded"}
+def recorder(place: str) -> dict[str, Any]:
+    return {"path": f"{CODE}Recorder", "args": {"place": place}}
 
 
 def write_job(folder: Path) -> None:
-    model = {"path": f"{CODE}Digits"}
+    fedavg = {"num_clients": 2, "num_rounds": ROUNDS, "ignore_result_error": True}
     persistor = "nvflare.app_opt.pt.file_model_persistor.PTFileModelPersistor"
-    controller = {"num_clients": 2, "num_rounds": ROUNDS, "ignore_result_error": True}
+    decoder = {"path": "gradguard.integrations.nvflare.DecodingFilter"}
     server = {
         "format_version": 2,
         "workflows": [
             {
-                "id": "controller",
+                "id": "fedavg",
                 "path": "nvflare.app_common.workflows.fedavg.FedAvg",
-                "args": controller,
+                "args": fedavg,
             }
         ],
-        "components": [{"id": "persistor", "path": persistor, "args": {"model": model}}],
+        "components": [
+            {"id": "persistor", "path": persistor, "args": {"model": {"path": f"{CODE}Digits"}}}
+        ],
         "task_result_filters": [
-            {
-                "tasks": ["train"],
-                "filters": [{"path": f"{CODE}Recorder", "args": {"place": "decoded"}}],
-            }
+            {"tasks": ["train"], "filters": [recorder("sent"), decoder, recorder("decoded")]}
         ],
     }
-    trainer = {"tasks": ["train"], "executor": {"path": f"{CODE}DigitsTrainer"}}
-    client = {"format_version": 2, "executors": [trainer], "components": []}
+    guard = {
+        "path": "gradguard.integrations.nvflare.GuardFilter",
+        "args": {"defense": DEFENSE.to_json(), "wire": True, "simulation_seed": SEED},
+    }
+    client = {
+        "format_version": 2,
+        "executors": [{"tasks": ["train"], "executor": {"path": f"{CODE}DigitsTrainer"}}],
+        "components": [],
+        "task_result_filters": [{"tasks": ["train"], "filters": [guard]}],
+    }
     meta = {
         "name": "digits",
         "resource_spec": {},

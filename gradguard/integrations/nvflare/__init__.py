@@ -1,13 +1,18 @@
 """NVIDIA FLARE: one defence as a filter of a site's results, and its counterpart on the server.
 
-In a site's ``local/privacy.json``, for every job that runs there::
+In a site's ``local/privacy.json``, where the site decides and not the job::
 
     {"scopes": [{"name": "guarded", "task_result_filters": [{
         "path": "gradguard.integrations.nvflare.GuardFilter",
         "args": {"defense": "{\\"name\\": \\"top-k\\", \\"transform\\": [...]}", "wire": true}}]}],
      "default_scope": "guarded"}
 
-On the server, in ``task_result_filters`` of its ``local/privacy.json`` or of the job:
+A job chooses among the scopes: put the filter into all of them, and name a default, without which
+jobs that name no scope pass by every filter. NVFlare's simulator applies no ``privacy.json`` to
+its sites: there the filter has to be in the job's ``config_fed_client.json``, and
+``gradguard.integrations.nvflare.`` in the ``class_allow_list`` of ``local/resources.json``.
+
+On the server, in ``task_result_filters`` of its ``privacy.json`` or of the job:
 ``gradguard.integrations.nvflare.DecodingFilter``.
 """
 
