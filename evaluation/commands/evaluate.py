@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from gradguard.attacks.head import find_head
-from gradguard.evaluation.commands.observed import check_alone, run_observed
+from gradguard.evaluation.commands.observed import check_alone, check_no_defense, run_observed
 from gradguard.evaluation.errors import UnusableInputError
 from gradguard.evaluation.evaluate import InterruptedStudyError, evaluate
 from gradguard.evaluation.interruption import uninterrupted
@@ -78,31 +78,34 @@ def command(
     With --observed, attack instead what a real server of federated averaging recorded, clients
     simulated as the study's [client] says; see gradguard.updates.recording.
     """
-    if observed is None and defense is not None:
-        raise UnusableInputError("--defense goes with --observed; a study evaluates all of its own")
-    if observed is not None:
-        check_alone(jobs=jobs, backend=backend, address=ray_address, resume=resume)
-        chosen = chosen_study(study, data=data, model=model, seed=seed)
-        code = run_observed(
-            chosen, observed, defense=defense, out=out, quiet=quiet, as_json=as_json
-        )
-        raise typer.Exit(code)
     # A time limit of a batch system comes as SIGTERM: keep the finished rows, as after Ctrl-C.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        code = run_evaluate(
-            study,
-            data=data,
-            model=model,
-            out=out,
-            seed=seed,
-            jobs=jobs,
-            backend=backend,
-            ray_address=ray_address,
-            resume=resume,
-            quiet=quiet,
-            as_json=as_json,
-        )
+        if observed is None:
+            check_no_defense(defense)
+            code = run_evaluate(
+                study,
+                data=data,
+                model=model,
+                out=out,
+                seed=seed,
+                jobs=jobs,
+                backend=backend,
+                ray_address=ray_address,
+                resume=resume,
+                quiet=quiet,
+                as_json=as_json,
+            )
+        else:
+            check_alone(jobs=jobs, backend=backend, address=ray_address, resume=resume)
+            code = run_observed(
+                chosen_study(study, data=data, model=model, seed=seed),
+                observed,
+                defense=defense,
+                out=out,
+                quiet=quiet,
+                as_json=as_json,
+            )
     except KeyboardInterrupt:
         # Caught here: typer would turn it into an exit without a word.
         begun = (out / STORE).is_dir()

@@ -52,6 +52,18 @@ def run_observed(
     return code
 
 
+def check_no_defense(name: str | None) -> None:
+    """Raise if one defence was named where all are evaluated.
+
+    Raises:
+        UnusableInputError: See above.
+    """
+    if name is not None:
+        raise UnusableInputError(
+            "--defense goes with --observed; without it all defences of the study are evaluated"
+        )
+
+
 def check_alone(*, jobs: int | None, backend: str, address: str | None, resume: bool) -> None:
     """Raise if options were given that are for studies alone.
 
@@ -73,21 +85,32 @@ def check_alone(*, jobs: int | None, backend: str, address: str | None, resume: 
 
 def _deliver(report: ObservedReport, out: Path, *, quiet: bool, as_json: bool) -> None:
     """Write, then show: a terminal that is gone must not cost the files."""
-    text, console = report.to_json(), make_console()
+    contents = {JSON: report.to_json(), MARKDOWN: render_observed(report)}
     with uninterrupted():
         try:
             out.mkdir(parents=True, exist_ok=True)
-            write_atomically(out / JSON, text.encode(errors="backslashreplace"))
-            write_atomically(out / MARKDOWN, render_observed(report).encode(errors="replace"))
+            for name, text in contents.items():
+                # A file name need not be UTF-8, and the command is in the report.
+                write_atomically(out / name, text.encode(errors="backslashreplace"))
         except OSError as error:
-            if not as_json:
-                print_observed(report, console)  # what cannot be kept
+            _show(report, quiet=quiet, as_json=as_json)  # what cannot be kept
             why = error.strerror or type(error).__name__
             raise UnusableInputError(
-                f"{out}: the report could not be written ({why}); choose another --out"
+                f"{out}: the report could not be written ({why}); choose another folder with --out"
             ) from error
+    written = ", ".join(str(out / name) for name in contents)
+    try:
+        _show(report, quiet=quiet, as_json=as_json)
+        if not (quiet or as_json):
+            make_console().print(f"Written: {written}", soft_wrap=True, markup=False)
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise UnusableInputError(f"written: {written}, but not shown ({why})") from error
+
+
+def _show(report: ObservedReport, *, quiet: bool, as_json: bool) -> None:
     if as_json:
-        typer.echo(text, nl=False)
+        sys.stdout.write(report.to_json())
+        sys.stdout.flush()
     elif not quiet:
-        print_observed(report, console)
-        typer.echo(f"Written: {out / JSON}, {out / MARKDOWN}")
+        print_observed(report, make_console())

@@ -40,8 +40,9 @@ METHOD = (
     "Attackers are fitted on simulated clients: the study's code and auxiliary images, at the "
     "models that the server really sent. The worst attack is chosen on other simulated messages "
     "and scored on the recorded ones, whose labels the audited clients recorded. Intervals are "
-    "95 %, by a bootstrap over messages about different labels, widened for few. Every figure is "
-    "what these attackers achieve, a lower bound on what leaks."
+    "95 %, by a bootstrap over messages about different labels, widened for few. Whether clients "
+    "hold some of the auxiliary images is not known here. Every figure is what these attackers "
+    "achieve, a lower bound on what leaks."
 )
 
 
@@ -84,8 +85,8 @@ def observe(
     runs the clients can know; or that labels which clients recorded are right.
 
     Args:
-        study: With ``client``, the local training of the recorded clients; its batch sizes,
-            rounds, stages and seeds of models are replaced by what was recorded.
+        study: With ``client``, the local training of the recorded clients. Batch sizes, rounds
+            and models are those that were recorded.
         folder: What a :class:`gradguard.updates.recording.Recorder` wrote.
         defense: The name of the one that was deployed, where the study has several.
         data, factory: As of :func:`gradguard.evaluation.evaluate`.
@@ -100,11 +101,11 @@ def observe(
     started = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
     chosen = deployed(study, defense)
     traffic = read_traffic(folder)
-    attack = replace(study.attack, batch_sizes=traffic.batch_sizes)
-    study = replace(study, defenses=(replace(chosen, cohort=1),), attack=attack)
+    study = replace(study, defenses=(replace(chosen, cohort=1),))
     with one_thread():
         bench = prepare(study, data=data, factory=factory)
         check_classes(traffic, bench.data.num_classes)
+        _check_room(bench, traffic)
         simulation = _simulation(bench, study.defenses[0], traffic)
         targets, left_out = _targets(traffic, study.defenses[0], bench)
         found: list[SceneScores] = []
@@ -154,6 +155,16 @@ def deployed(study: Study, name: str | None) -> Defense:
             "add [client] with the clients' epochs, learning_rate and batch_size"
         )
     return chosen
+
+
+def _check_room(bench: Bench, traffic: Traffic) -> None:
+    most = max(traffic.batch_sizes)
+    room = min(len(bench.parts.calibration), len(bench.parts.auxiliary))
+    if most > room:
+        raise UnusableInputError(
+            f"{most} examples are behind a recorded message, and the study has only {room} images "
+            "to simulate such a client with; give it more data"
+        )
 
 
 def _simulation(bench: Bench, defense: Defense, traffic: Traffic) -> Simulation:
