@@ -58,7 +58,7 @@ def federate(
     guards = [UpdateGuard(defense.transform, model) for _ in range(clients)]
     for index, guard in enumerate(guards):
         guard.reset(seed + index)
-    held = _batches(bench, clients * (1 if same_data else rounds), batch_size, seed)
+    held = batches_of(bench, clients * (1 if same_data else rounds), size=batch_size, seed=seed)
     for number in range(1, rounds + 1):
         before = {n: t.clone() for n, t in model.state_dict().items()}
         recorder.begin_round(number, before)
@@ -78,7 +78,8 @@ def bench_of(study: Study) -> Bench:
     return prepare(study)
 
 
-def _batches(bench: Bench, number: int, size: int, seed: int) -> list[Batch]:
+def batches_of(bench: Bench, number: int, *, size: int = 8, seed: int = 5) -> list[Batch]:
+    """What clients hold, in their order."""
     composition = bench.study.attack.compositions[0]
     return draw_batches(
         *(bench.data, bench.parts.scored),
