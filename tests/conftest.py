@@ -28,6 +28,8 @@ LONGEST = (
     "tests/controls/test_planted_silence.py",
     "tests/controls/test_planted_leaks.py",
     "tests/controls/test_data_processing.py",
+    "tests/integrations/flower/test_simulation.py",
+    "tests/integrations/flower/test_deployment.py",
     "tests/attacks/test_learned.py",
     "tests/attacks/test_template_memory.py",
     "tests/controls/test_oracle_gap.py",
