@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from gradguard import (
     DPSGD,
     AddGaussian,
+    ClipByGlobalNorm,
     Defense,
     ErrorFeedback,
     GradTransform,
@@ -175,6 +176,24 @@ class TestTheUpdateIsBitwiseThatOfUpdateGuard:
                         first = found
                     for name, array in first.items():
                         np.testing.assert_array_equal(found[name], array)
+
+    def test_counters_that_aggregation_has_made_floats_stay_counters(self, tmp_path: Path) -> None:
+        """As of the second round: NVFlare averages counters, and subtracts the averages."""
+        guard = UpdateGuard(Defense("tested", transform=TOP_K).chain, tensors(update()))
+        one = GuardFilter(text(TOP_K))
+        for number, steps in enumerate((np.array(4), np.array(3.5), np.array(4.0))):
+            raw = tensors({**update(number), "steps": np.array(4)})
+            found = sent(one, result({**update(number), "steps": steps}), context(tmp_path)).data
+            assert_bitwise(found, guard.protect(zeros(raw), raw))
+            assert (found["steps"].dtype, found["steps"]) == (np.int64, 0)
+        lost = {**update(), "steps": np.array(np.nan)}
+        assert_blocked(one, result(lost), context(tmp_path), "'steps' contains NaN")
+
+    def test_the_counters_of_batch_norm_are_none_of_the_norm(self, tmp_path: Path) -> None:
+        data = {"weight": np.ones(4, np.float32), "norm.num_batches_tracked": np.array(1e6)}
+        found = sent(GuardFilter(text(ClipByGlobalNorm(2.0))), result(data), context(tmp_path)).data
+        np.testing.assert_array_equal(found["weight"], 1.0)
+        assert found["norm.num_batches_tracked"] == 0
 
     def test_sites_that_share_a_seed_do_not_share_noise(self, tmp_path: Path) -> None:
         guard = GuardFilter(text(AddGaussian(1.0)), simulation_seed=3)
@@ -650,6 +669,11 @@ class TestWire:
         decoded = from_shareable(DecodingFilter().process(self.message(tmp_path, half), server))
         assert {array.dtype for array in decoded.data.values()} == {np.dtype(np.float32)}
 
+    def test_counters_that_the_server_has_averaged_fit(self, tmp_path: Path) -> None:
+        server = self.server(tmp_path, {**update(), "steps": np.array(2.5)})
+        decoded = from_shareable(DecodingFilter().process(self.message(tmp_path), server))
+        assert decoded.data["steps"].dtype == np.int64
+
     def test_a_factory_stands_in_for_the_controllers_model(self, tmp_path: Path) -> None:
         data = {name: t.numpy() for name, t in Digits().state_dict().items()}
         message = self.message(tmp_path, data)
@@ -686,11 +710,11 @@ class TestWire:
         self.blocked(
             tmp_path, changed(lambda e: e.update(bias=torch.zeros(2, 2))), r"shape \(2, 2\)"
         )
-        self.blocked(tmp_path, changed(lambda e: e.update(bias=torch.zeros(4).int())), "int32")
+        self.blocked(tmp_path, changed(lambda e: e.update(steps=torch.tensor(1.0))), "float32")
         self.blocked(tmp_path, changed(lambda e: e.update(bias=torch.full((4,), torch.nan))), "NaN")
 
     def test_a_message_that_claims_more_than_the_model_is_blocked(self, tmp_path: Path) -> None:
-        huge = wire.encode({"weight": torch.zeros(1).expand(10_000_000)})
+        huge = wire.encode({"weight": torch.zeros(1_000_000)})
         self.blocked(tmp_path, huge, "max_bytes")
 
     def test_what_is_no_bytes_is_blocked(self, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.dxo_filter import DXOFilter
 from nvflare.apis.filter import ContentBlockedException
@@ -17,9 +16,12 @@ from nvflare.app_common.app_constant import AppConstants
 from torch import Tensor
 
 from gradguard.finite import is_finite
-from gradguard.integrations.nvflare.dxo_arrays import WIRE_KEY, arrays_like, size_of, tensors_of
+from gradguard.integrations.nvflare.dxo_arrays import WIRE_KEY, arrays_like, tensors_of
 from gradguard.integrations.nvflare.site_settings import model_of
 from gradguard.wire import decode
+
+WIDEST = 8
+"""Bytes of the largest number that a message can hold."""
 
 
 class DecodingFilter(DXOFilter):  # type: ignore[misc]
@@ -85,8 +87,9 @@ class DecodingFilter(DXOFilter):  # type: ignore[misc]
         if len(dxo.data) != 1 or not isinstance(payload, bytes | bytearray | memoryview):
             raise ValueError(f"expected {WIRE_KEY!r} alone, with bytes")
         arrays = self._reference(fl_ctx)
-        model = {name: _as_changed(tensor) for name, tensor in tensors_of(arrays).items()}
-        update = decode(payload, max_bytes=size_of(model))
+        model = tensors_of(arrays)
+        numbers = sum(tensor.numel() for tensor in model.values())
+        update = decode(payload, max_bytes=WIDEST * numbers)
         _check_fits(update, model)
         decoded = DXO(DataKind.WEIGHT_DIFF, data=arrays_like(update, arrays), meta=dxo.meta)
         decoded.add_filter_history(type(self).__name__)
@@ -112,23 +115,17 @@ def _keys(data: object) -> Mapping[str, Any]:
     return data if isinstance(data, Mapping) else {}
 
 
-def _as_changed(entry: Tensor) -> Tensor:
-    """An empty tensor like the change of ``entry``, see :func:`gradguard.protect`."""
-    floats = entry.is_floating_point()
-    dtype = torch.promote_types(entry.dtype, torch.float32) if floats else entry.dtype
-    return torch.empty(entry.shape, dtype=dtype)
-
-
 def _check_fits(update: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> None:
     if odd := sorted(set(update) ^ set(model)):
         where = "not in the message" if odd[0] in model else "not in the model"
         raise ValueError(f"{odd[0]!r} is {where}")
     for name, tensor in update.items():
-        wanted = model[name]
-        if (tensor.shape, tensor.dtype) != (wanted.shape, wanted.dtype):
+        wanted, floats = model[name], tensor.is_floating_point()
+        # Counters are whole numbers here and may be averages, of any dtype, there.
+        if tensor.shape != wanted.shape or (floats and not wanted.is_floating_point()):
             raise ValueError(
-                f"{name!r} is {tensor.dtype} of shape {tuple(tensor.shape)}; expected "
+                f"{name!r} is {tensor.dtype} of shape {tuple(tensor.shape)}; expected a change of "
                 f"{wanted.dtype} of shape {tuple(wanted.shape)}"
             )
-        if tensor.is_floating_point() and not is_finite(tensor):
+        if floats and not is_finite(tensor):
             raise ValueError(f"{name!r} contains NaN or infinity")

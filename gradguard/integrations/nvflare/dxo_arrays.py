@@ -9,10 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradguard.finite import is_finite
+
 Array = np.ndarray | Tensor
 
 WIRE_KEY = "gradguard.wire.v1"
 """The one entry of an ``APP_DEFINED`` DXO that holds a message of :mod:`gradguard.wire`."""
+
+COUNTER = "num_batches_tracked"
+"""The last part of the name of the only buffer of torch's layers that holds whole numbers."""
 
 
 def tensors_of(data: object) -> dict[str, Tensor]:
@@ -35,9 +40,42 @@ def arrays_like(update: Mapping[str, Tensor], like: Mapping[str, Any]) -> dict[s
     }
 
 
+def dtypes_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """By name, as :func:`with_dtypes` takes them."""
+    return {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
+
+
+def with_dtypes(tensors: Mapping[str, Tensor], dtypes: Mapping[str, str]) -> dict[str, Tensor]:
+    """``tensors`` in the dtypes that they had in the first round, or ``dtypes`` names none.
+
+    NVFlare's aggregators multiply all arrays by a weight, so that counters come back as
+    floating-point numbers, and so do the differences to them, which are truncated here as
+    ``load_state_dict`` does. Without it BatchNorm's counters would become parameters.
+
+    Raises:
+        ValueError: A counter is NaN or infinite.
+    """
+    return {
+        name: _as_dtype(name, tensor, dtypes.get(name) or _usual(name))
+        for name, tensor in tensors.items()
+    }
+
+
 def size_of(tensors: Mapping[str, Tensor]) -> int:
     """Bytes of all tensors together, as arrays."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _usual(name: str) -> str | None:
+    return "int64" if name.rpartition(".")[2] == COUNTER else None
+
+
+def _as_dtype(name: str, tensor: Tensor, dtype: str | None) -> Tensor:
+    wanted = tensor.dtype if dtype is None else getattr(torch, dtype)
+    # No integer is NaN: the cast would make some number of it.
+    if tensor.is_floating_point() and not wanted.is_floating_point and not is_finite(tensor):
+        raise ValueError(f"{name!r} contains NaN or infinity, and is a counter")
+    return tensor.to(wanted)
 
 
 def _checked_name(name: object) -> str:

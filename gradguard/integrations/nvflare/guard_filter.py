@@ -21,7 +21,14 @@ from nvflare.apis.utils.fl_context_utils import add_job_audit_event
 from nvflare.app_common.app_constant import AppConstants
 
 from gradguard.defense import Defense
-from gradguard.integrations.nvflare.dxo_arrays import WIRE_KEY, arrays_like, size_of, tensors_of
+from gradguard.integrations.nvflare.dxo_arrays import (
+    WIRE_KEY,
+    arrays_like,
+    dtypes_of,
+    size_of,
+    tensors_of,
+    with_dtypes,
+)
 from gradguard.integrations.nvflare.outgoing import (
     check_content,
     check_plain,
@@ -174,12 +181,14 @@ class GuardFilter(DXOFilter):  # type: ignore[misc]
 
     def _defended(self, changes: Entries, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> DXO:
         path, memory = self._recalled(shareable, fl_ctx)
+        changes = with_dtypes(changes, {} if memory is None else memory.dtypes)
         guard = self._guard(changes, memory, fl_ctx)
         update = guard.protect({name: torch.zeros_like(t) for name, t in changes.items()}, changes)
         new = self._message(update, guard, dxo)
         sent = 1 + (0 if memory is None else memory.sent)
         arrays, text = guard.state_to_arrays()
-        remember(path, Memory(arrays, text, self.settings.described(), sent))
+        dtypes = dtypes_of(changes)
+        remember(path, Memory(arrays, text, self.settings.described(), dtypes, sent))
         self._known[path] = sent
         return new
 

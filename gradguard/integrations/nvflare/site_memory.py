@@ -9,6 +9,7 @@ readable by its owner only, and goes when the job's folder is deleted.
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -31,12 +32,14 @@ class Memory:
     Args:
         arrays: And ``text``: its state, as :meth:`gradguard.UpdateGuard.state_to_arrays` gives it.
         settings: Of which defence, see :meth:`SiteSettings.described`.
+        dtypes: Of the entries of the first update.
         sent: How many messages it has made in this job.
     """
 
     arrays: Mapping[str, np.ndarray]
     text: str
     settings: str
+    dtypes: Mapping[str, str]
     sent: int
 
 
@@ -72,8 +75,9 @@ def recall(path: Path) -> Memory | None:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if facts["format"] != FORMAT:
             raise ValueError(f"expected {FORMAT}, got {facts['format']!r}")
-        return Memory(arrays, facts["state"], facts["settings"], int(facts["sent"]))
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        dtypes = dict(json.loads(facts["dtypes"]))
+        return Memory(arrays, facts["state"], facts["settings"], dtypes, int(facts["sent"]))
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path}: not what this site remembers of the job ({type(error).__name__}: {error}); "
             "without it residuals and what was spent of the privacy budget are lost. Restore it, "
@@ -112,6 +116,7 @@ def remember(path: Path, memory: Memory) -> None:
         "format": FORMAT,
         "state": memory.text,
         "settings": memory.settings,
+        "dtypes": json.dumps(dict(memory.dtypes)),
         "sent": str(memory.sent),
     }
     content = safetensors.numpy.save(dict(memory.arrays), metadata=facts)
