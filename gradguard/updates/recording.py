@@ -37,7 +37,6 @@ from gradguard.updates.recording_layout import (
     LABELS,
     MODEL,
     MOST_NAME,
-    RecordingError,
     Shapes,
     check_client,
     check_count,
@@ -52,6 +51,7 @@ from gradguard.updates.recording_layout import (
     write_json,
     write_tensors,
 )
+from gradguard.updates.recording_layout import RecordingError as RecordingError
 
 _RESERVED = "__metadata__"  # of safetensors
 

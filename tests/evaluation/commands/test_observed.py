@@ -12,8 +12,8 @@ from gradguard.evaluation import UnusableInputError
 from gradguard.evaluation.cli import main
 from gradguard.evaluation.observed.result import read_observed
 from gradguard.evaluation.report import read_report
-from tests.evaluation.observed.federation import bench_of, federate
-from tests.evaluation.observed.test_observe import NONE, QUICK, TOP, study_of
+from tests.evaluation.observed.federation import bench_of, federate, study_of
+from tests.evaluation.observed.test_observe import NONE, QUICK, TOP
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def federate(
 ) -> None:
     """Play rounds of federated averaging on images that no simulation sees, and record them."""
     recorder, model = Recorder(folder), bench.fresh_model(0)
-    guards = [UpdateGuard(defense.transform, model) for _ in range(clients)]
+    guards = [UpdateGuard(defense.chain, model) for _ in range(clients)]
     for index, guard in enumerate(guards):
         guard.reset(seed + index)
     held = batches_of(bench, clients * (1 if same_data else rounds), size=batch_size, seed=seed)
@@ -96,6 +96,7 @@ def _trained(model: nn.Module, batch: Batch, how: LocalTraining) -> dict[str, to
     optimizer = torch.optim.SGD(local.parameters(), lr=how.learning_rate)
     for _ in range(how.epochs):
         optimizer.zero_grad()
-        nn.functional.cross_entropy(local(batch.inputs), batch.labels).backward()
+        loss = nn.functional.cross_entropy(local(batch.inputs), batch.labels)
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return local.state_dict()
