@@ -23,6 +23,7 @@ NAMES = (
     "fuzz_wire",
     "studies",
     "page",
+    "flower",
 )
 
 

@@ -42,11 +42,13 @@ class SuperLink:
     """One that is running.
 
     Args:
+        process: Its own, under which are all others but SuperNodes.
         address: Host and port.
         environment: For all processes that are to talk to it.
         folder: Holds its log, among other things.
     """
 
+    process: subprocess.Popen[bytes]
     address: str
     environment: dict[str, str]
     folder: Path
@@ -88,7 +90,7 @@ def superlink(*options: str) -> Iterator[SuperLink]:
         log = folder / "superlink.log"
         with started([*command, *options], environment, log) as process:
             wait_until_healthy(address, process, log)
-            yield SuperLink(address, environment, folder)
+            yield SuperLink(process, address, environment, folder)
 
 
 @contextmanager
