@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,9 +52,9 @@ class DigitsTrainer(Executor):  # type: ignore[misc]
         site, now = fl_ctx.get_identity_name(), shareable.get_header(AppConstants.CURRENT_ROUND)
         before = from_shareable(shareable).data
         change = _trained(before, site)
-        np.savez(Path(os.environ[RECORDS]) / f"raw-{site}-{now}.npz", **change)
+        save(Path(os.environ[RECORDS]) / f"raw-{site}-{now}.npz", change)
         if (site, now) == BROKEN:
-            change["scale"] = np.float32(np.nan)
+            change["scale"] = np.array(np.nan, dtype=np.float32)
         meta = {MetaKey.NUM_STEPS_CURRENT_ROUND: 5, "process": os.getpid()}
         result = DXO(DataKind.WEIGHT_DIFF, data=change, meta=meta).to_shareable()
         result.set_header(AppConstants.CURRENT_ROUND, now)
@@ -76,13 +77,18 @@ class Recorder(Filter):  # type: ignore[misc]
         if shareable.get_return_code() == ReturnCode.OK:
             dxo = from_shareable(shareable)
             arrays = {k: v for k, v in dxo.data.items() if not isinstance(v, bytes)}
-            np.savez(folder / f"{self.place}-{site}-{number}.npz", **arrays)
+            save(folder / f"{self.place}-{site}-{number}.npz", arrays)
             facts |= {"kind": dxo.data_kind, "meta": dxo.meta}
             facts["bytes"] = sum(len(v) for v in dxo.data.values() if isinstance(v, bytes))
         # What is not a header; for a blocked result there should be nothing.
         facts["content"] = sorted(key for key in shareable if not key.startswith("__"))
         (folder / f"{self.place}-{site}-{number}.json").write_text(json.dumps(facts))
         return shareable
+
+
+def save(path: Path, arrays: dict[str, Any]) -> None:
+    """Write arrays by name."""
+    np.savez(path, **arrays)
 
 
 def _trained(before: dict[str, np.ndarray], site: str) -> dict[str, np.ndarray]:

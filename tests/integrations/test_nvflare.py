@@ -600,8 +600,9 @@ class TestPrivacyJson:
         finally:
             PrivacyService.initialize(None)
         raw = tensors(update())
-        filters = ("task_result_filters", result(update()), fl_ctx, {}, "train", FilterKey.OUT)
-        found = from_shareable(apply_filters(*filters))
+        table: dict[str, Any] = {}
+        given = ("task_result_filters", result(update()), fl_ctx, table, "train", FilterKey.OUT)
+        found = from_shareable(apply_filters(*given))
         assert_bitwise(found.data, UpdateGuard(TOP_K, raw).protect(zeros(raw), raw))
 
     def test_of_the_example_lasts_for_twenty_rounds(self, tmp_path: Path) -> None:
@@ -631,7 +632,8 @@ class TestPrivacyJson:
 
 class TestWire:
     def travelled(self, shareable: Shareable) -> Shareable:
-        return fobs.loads(fobs.dumps(shareable))  # type: ignore[no-any-return]
+        found: Shareable = fobs.loads(fobs.dumps(shareable))
+        return found
 
     def server(self, folder: Path, model: dict[str, Any] | None = None) -> FLContext:
         found = context(folder / "server", site="server")
@@ -723,9 +725,8 @@ class TestWire:
         self.blocked(tmp_path, wire.encode(tensors(update())), "alone", weights=update())
 
     def test_without_a_model_messages_are_blocked(self, tmp_path: Path) -> None:
-        for weights in ({}, None):
+        for learnable in (None, make_model_learnable({}, {})):
             server = self.server(tmp_path)
-            learnable = None if weights is None else make_model_learnable(weights, {})
             server.set_prop(AppConstants.GLOBAL_MODEL, learnable, private=True, sticky=True)
             with pytest.raises(ContentBlockedException, match="no global model"):
                 DecodingFilter().process(self.message(tmp_path), server)
