@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context
+from flwr.app import ArrayRecord, ConfigRecord, Context
 
 from gradguard.dp import PrivacyLedger
-from gradguard.integrations.flower.arrays import array_of
+from gradguard.integrations.flower.arrays import array_of, written
 
 ARRAYS = "gradguard.arrays"
 FACTS = "gradguard.facts"
@@ -58,7 +58,7 @@ def recall(context: Context) -> Memory | None:
 
 def remember(context: Context, memory: Memory) -> None:
     """Keep ``memory`` for the next round."""
-    arrays = {name: Array(array) for name, array in memory.arrays.items()}
+    arrays = {name: written(array) for name, array in memory.arrays.items()}
     context.state[ARRAYS] = ArrayRecord(arrays)
     context.state[FACTS] = ConfigRecord(
         {"state": memory.text, "defense": memory.defense, "sent": memory.sent}

@@ -11,7 +11,7 @@ from flwr.app import Array
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradguard.integrations.flower.arrays import array_of, record_of, tensors_of
+from gradguard.integrations.flower.arrays import array_of, record_of, tensors_of, written
 
 
 @given(
@@ -26,6 +26,17 @@ def test_what_flower_writes_is_read_bit_by_bit(shape: list[int], dtype: str, ord
     assert found.dtype == numbers.dtype
     assert np.array_equal(found, numbers)
     assert np.array_equal(found, array.numpy())
+
+
+@given(
+    shape=st.lists(st.integers(0, 4), max_size=3),
+    dtype=st.sampled_from(["f2", "f4", "f8", "i1", "u1", "i4", "i8", "?"]),
+)
+def test_what_is_written_is_byte_by_byte_what_flower_writes(shape: list[int], dtype: str) -> None:
+    numbers = np.random.default_rng(0).integers(0, 2, shape).astype(dtype)
+    assert written(numbers) == Array(numbers)
+    turned = numbers.T  # which Flower writes by columns, and this does not
+    assert np.array_equal(written(turned).numpy(), turned)
 
 
 def test_tensors_come_back_and_share_no_memory() -> None:
