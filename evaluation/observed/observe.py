@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from gradguard import Defense
 from gradguard.evaluation.data import Data
@@ -20,30 +17,22 @@ from gradguard.evaluation.observed.attacking import SceneScores, attack_scene, c
 from gradguard.evaluation.observed.result import ObservedReport
 from gradguard.evaluation.observed.rows import rows_of
 from gradguard.evaluation.observed.scenes import Target, cohorts, pooled, scenes_of, single
-from gradguard.evaluation.observed.simulated import Simulation, composition_of, remembers
+from gradguard.evaluation.observed.simulated import Simulation, remembers
+from gradguard.evaluation.observed.summary import notes_of, provenance_of
 from gradguard.evaluation.observed.traffic import (
     Traffic,
     check_classes,
     load_model,
     read_traffic,
     seen,
-    size_of,
 )
 from gradguard.evaluation.progress import Progress, Silent
-from gradguard.evaluation.provenance import hardware
 from gradguard.evaluation.running.bench import Bench, prepare
 from gradguard.evaluation.running.pool import one_thread
 from gradguard.evaluation.study import Study
-from gradguard.updates.recording_layout import version
 
-METHOD = (
-    "Attackers are fitted on simulated clients: the study's code and auxiliary images, at the "
-    "models that the server really sent. The worst attack is chosen on other simulated messages "
-    "and scored on the recorded ones, whose labels the audited clients recorded. Intervals are "
-    "95 %, by a bootstrap over messages about different labels, widened for few. Whether clients "
-    "hold some of the auxiliary images is not known here. Every figure is what these attackers "
-    "achieve, a lower bound on what leaks."
-)
+LEAST_CALIBRATION = 20
+"""Simulated messages below which nearly every recorded one is unlike all of them."""
 
 
 class InterruptedObservationError(KeyboardInterrupt):
@@ -96,6 +85,30 @@ def observe(
     Raises:
         UnusableInputError: The recording or the study cannot be used, or they do not fit.
         InterruptedObservationError: Ctrl-C after the first round was done.
+
+    >>> import tempfile
+    >>> from gradguard import LocalTraining
+    >>> from gradguard.evaluation import AttackSpec, ModelSpec
+    >>> from gradguard.updates.recording import Recorder, record_labels
+    >>> study = Study(
+    ...     (Defense("none", transform=[]),),
+    ...     model=ModelSpec(name="mlp"),
+    ...     attack=AttackSpec(attackers=("NegativeColumns",)),
+    ...     client=LocalTraining(epochs=1, learning_rate=0.1),
+    ... )
+    >>> bench = prepare(study)
+    >>> client = study.defenses[0].client(bench.fresh_model(0), training=study.client)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     recorder = Recorder(folder)
+    ...     recorder.begin_round(1, client.model.state_dict())
+    ...     for name, index in (("a", 0), ("b", 8)):
+    ...         images, labels = bench.data.take(bench.parts.scored[index : index + 8])
+    ...         change = {n: -part for n, part in client(images, labels).items()}
+    ...         recorder.add(1, name, change)
+    ...         record_labels(folder, 1, name, labels, classes=10)
+    ...     found = observe(study, Path(folder)).rows[0]
+    >>> found.view, found.messages, found.worst_attack, found.worst.asr > found.blind_asr
+    ('all', 2, 'NegativeColumns', True)
     """
     progress = Silent() if progress is None else progress
     started = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
@@ -114,7 +127,7 @@ def observe(
             return _report(
                 *(study, chosen, traffic, bench, found, left_out),
                 complete=complete,
-                provenance=_provenance(bench, traffic, command, *started),
+                provenance=provenance_of(bench, traffic, command, *started),
             )
 
         scenes = list(scenes_of(targets))
@@ -148,6 +161,11 @@ def deployed(study: Study, name: str | None) -> Defense:
             f"defence {chosen.name!r} has dp, whose clients send gradients; recorded are changes "
             "of a model, and local training under DP-SGD cannot be simulated. Give the same "
             "defence as transforms, ClipByGlobalNorm and AddGaussian, where clients run ClientDP"
+        )
+    if study.attack.calibration < LEAST_CALIBRATION:
+        raise UnusableInputError(
+            f"attack.calibration is {study.attack.calibration}: recorded messages are held against "
+            f"so many simulated ones; make it {LEAST_CALIBRATION} or more"
         )
     if study.client is None:
         raise UnusableInputError(
@@ -214,53 +232,7 @@ def _report(
         messages=len(messages),
         without_labels=traffic.without_labels,
         refused=traffic.refused,
-        notes=tuple(_notes(chosen, traffic, bench)),
+        notes=tuple(notes_of(chosen, traffic, bench)),
         complete=complete,
         provenance=provenance,
     )
-
-
-def _notes(chosen: Defense, traffic: Traffic, bench: Bench) -> list[str]:
-    notes = []
-    if chosen.cohort > 1:
-        notes.append(
-            f"the defence rests on a server that sees only sums over {chosen.cohort} clients, and "
-            "this one saw single messages: from it, the cohort hid nothing"
-        )
-    if composition_of(bench) is None:
-        notes.append("the study names several compositions; attackers expect a mixture of all")
-    told = sum(m.num_examples is not None and m.num_examples != size_of(m) for m in traffic.sent)
-    if told:
-        notes.append(
-            f"{told} messages came with another number of examples than their recorded labels; "
-            "attackers are told that of the labels"
-        )
-    if traffic.recording.stray_labels:
-        notes.append(f"{traffic.recording.stray_labels} recorded labels belong to no message")
-    if remembers(chosen, bench.fresh_model(0)):
-        notes.append(
-            "the defence remembers earlier rounds: simulated clients play those that were "
-            "recorded, with "
-            + ("the same batch" if traffic.same_data else "other batches, for labels differ")
-        )
-    return notes
-
-
-def _provenance(
-    bench: Bench, traffic: Traffic, command: Sequence[str], started: str, start: float
-) -> dict[str, Any]:
-    return {
-        "method": METHOD,
-        "started": started,
-        "wall_seconds": round(time.perf_counter() - start, 1),
-        "command": " ".join(command),
-        "seed": bench.study.seed,
-        "versions": {
-            "python": platform.python_version(),
-            "gradguard": version(),
-            "torch": torch.__version__,
-        },
-        "hardware": hardware(),
-        "calibration_messages": bench.study.attack.calibration,
-        "same_data_every_round": traffic.same_data,
-    }

@@ -19,15 +19,12 @@ in it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from gradguard.finite import is_finite
 from gradguard.updates.layout import Entries
 from gradguard.updates.recorded import load_tensors, read_json, read_round
 from gradguard.updates.recorded import read_recording as read_recording
@@ -42,10 +39,12 @@ from gradguard.updates.recording_layout import (
     check_count,
     check_fits,
     check_round,
+    digest_of,
     message_file,
     reference_file,
     round_folder,
     shapes_of,
+    stored,
     unwritable,
     version,
     write_json,
@@ -53,14 +52,13 @@ from gradguard.updates.recording_layout import (
 )
 from gradguard.updates.recording_layout import RecordingError as RecordingError
 
-_RESERVED = "__metadata__"  # of safetensors
-
 
 @dataclass(frozen=True)
 class _Round:
-    """What the recorder remembers of a round: shapes, and the round's index so far."""
+    """What the recorder remembers of a round: its model's digest, and the index so far."""
 
     shapes: Shapes
+    digest: bytes
     messages: list[dict[str, Any]] = field(default_factory=list)
     refused: list[dict[str, Any]] = field(default_factory=list)
 
@@ -87,7 +85,7 @@ class Recorder:
     Raises:
         RecordingError: The folder holds something else, or cannot be written to.
 
-    >>> import tempfile
+    >>> import tempfile, torch
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     recorder = Recorder(folder)
     ...     recorder.begin_round(1, {"w": torch.zeros(2)})
@@ -135,7 +133,7 @@ class Recorder:
                 return
             there.mkdir(exist_ok=True)
             write_tensors(there / MODEL, tensors)
-            begun = _Round(shapes_of(tensors))
+            begun = _Round(shapes_of(tensors), digest_of(tensors))
             self._write_index(number, begun)
         except OSError as error:
             raise unwritable(self.folder, error) from error
@@ -160,7 +158,7 @@ class Recorder:
                 entries that are not sent.
             bytes_sent: Length of the message as it came.
             num_examples: What the client said beside it.
-            reference: The model that this client got, where it is not that of the round.
+            reference: The model that this client got; kept where it is not that of the round.
 
         Raises:
             RecordingError: The round was not begun, the client has sent already, or the message
@@ -178,6 +176,8 @@ class Recorder:
         if own is not None and shapes_of(own) != begun.shapes:
             raise RecordingError(f"the reference of client {client!r} is no model of the round's")
         check_fits(shapes_of(tensors), begun.shapes, who=f"client {client!r}")
+        if own is not None and digest_of(own) == begun.digest:
+            own = None
         entry = {"client": client, "bytes_sent": bytes_sent, "num_examples": num_examples}
         self._write_message(
             number, client, entry | {"own_reference": own is not None}, tensors, own
@@ -192,7 +192,7 @@ class Recorder:
         begun = self._begun(number)
         check_client(client)
         entry = {"client": client, "why": str(why)[:MOST_NAME]}
-        changed = _Round(begun.shapes, begun.messages, [*begun.refused, entry])
+        changed = replace(begun, refused=[*begun.refused, entry])
         try:
             self._write_index(number, changed)
         except OSError as error:
@@ -208,7 +208,7 @@ class Recorder:
         own: dict[str, Tensor] | None,
     ) -> None:
         begun, there = self._rounds[number], self.folder / round_folder(number)
-        changed = _Round(begun.shapes, [*begun.messages, entry], begun.refused)
+        changed = replace(begun, messages=[*begun.messages, entry])
         try:
             if own is not None:
                 write_tensors(there / reference_file(client), own)
@@ -226,43 +226,15 @@ class Recorder:
     def _continued(self, number: int, tensors: dict[str, Tensor]) -> _Round:
         """The round as it was written, if the model is the same."""
         there = self.folder / round_folder(number)
-        known = load_tensors(there / MODEL)
-        if not _equal(known, tensors):
+        digest = digest_of(tensors)
+        if digest_of(load_tensors(there / MODEL)) != digest:
             raise RecordingError(
                 f"{self.folder}: round {number} is recorded already, with another model; give a "
                 "new folder for another run"
             )
         index = read_round(self.folder, number)
-        return _Round(shapes_of(tensors), index["messages"], index["refused"])
+        return _Round(shapes_of(tensors), digest, index["messages"], index["refused"])
 
     def _write_index(self, number: int, begun: _Round) -> None:
         table = {"round": number, "messages": begun.messages, "refused": begun.refused}
         write_json(self.folder / round_folder(number) / INDEX, table)
-
-
-def stored(entries: Entries, *, what: str) -> dict[str, Tensor]:
-    """Copies on the CPU that share no memory, checked: at least one, and all finite.
-
-    Raises:
-        RecordingError: There is none, one is not finite, or a name cannot be stored.
-    """
-    if not entries or _RESERVED in entries:
-        raise RecordingError(f"{what} must have an entry, and none that is called {_RESERVED!r}")
-    found = {}
-    for name, tensor in entries.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise RecordingError(f"{what}: expected tensors by name, got {type(tensor).__name__}")
-        if tensor.is_complex() or tensor.layout != torch.strided:
-            raise RecordingError(f"{what}: {name!r} must be dense and real, got {tensor.dtype}")
-        # A copy: tied weights are one tensor under two names, which safetensors refuses.
-        kept = tensor.detach().to("cpu", copy=True).contiguous()
-        if kept.is_floating_point() and not is_finite(kept):
-            raise RecordingError(f"{what}: {name!r} holds NaN or infinity")
-        found[name] = kept
-    return found
-
-
-def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    if one.keys() != other.keys():
-        return False
-    return all(t.dtype == other[n].dtype and torch.equal(t, other[n]) for n, t in one.items())

@@ -16,7 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor
+
+from gradguard.finite import is_finite
+from gradguard.updates.layout import Entries
 
 FORMAT = 1
 INDEX, MODEL, LABELS = "index.json", "model.safetensors", "labels"
@@ -25,6 +29,7 @@ MOST_NAME = 1024
 """Characters of a client's name."""
 
 _SAFE = re.compile(r"[a-z0-9_-]{1,64}")  # no capitals: some file systems know none
+_RESERVED = "__metadata__"  # of safetensors
 _ROUND = re.compile(r"round-([0-9]{4,7})")
 
 Shapes = dict[str, tuple[int, ...]]
@@ -106,6 +111,37 @@ def check_fits(update: Shapes, model: Shapes, *, who: str) -> None:
 def shapes_of(entries: Mapping[str, Tensor]) -> Shapes:
     """The shape of every entry."""
     return {name: tuple(tensor.shape) for name, tensor in entries.items()}
+
+
+def stored(entries: Entries, *, what: str) -> dict[str, Tensor]:
+    """Copies on the CPU that share no memory, checked: at least one, and all finite.
+
+    Raises:
+        RecordingError: There is none, one is not finite, or a name cannot be stored.
+    """
+    if not entries or _RESERVED in entries:
+        raise RecordingError(f"{what} must have an entry, and none that is called {_RESERVED!r}")
+    found = {}
+    for name, tensor in entries.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise RecordingError(f"{what}: expected tensors by name, got {type(tensor).__name__}")
+        if tensor.is_complex() or tensor.layout != torch.strided:
+            raise RecordingError(f"{what}: {name!r} must be dense and real, got {tensor.dtype}")
+        # A copy: tied weights are one tensor under two names, which safetensors refuses.
+        kept = tensor.detach().to("cpu", copy=True).contiguous()
+        if kept.is_floating_point() and not is_finite(kept):
+            raise RecordingError(f"{what}: {name!r} holds NaN or infinity")
+        found[name] = kept
+    return found
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> bytes:
+    """Equal for the same names, types, shapes and bits, in whatever order."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.digest()
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

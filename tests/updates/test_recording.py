@@ -98,6 +98,22 @@ def test_a_client_may_have_had_a_model_of_its_own(tmp_path: Path) -> None:
         recorder.add(1, "c", UPDATE, reference={"head.bias": torch.zeros(2)})
 
 
+def test_a_model_that_is_the_rounds_is_kept_once(tmp_path: Path) -> None:
+    """Frameworks hand every client a copy: attackers are fitted for each model that is recorded."""
+    model = MODEL | {"n": torch.tensor(3), "half": torch.ones(2, dtype=torch.bfloat16)}
+    recorder = Recorder(tmp_path)
+    recorder.begin_round(1, model)
+    recorder.add(1, "a", UPDATE, reference={n: model[n].clone() for n in reversed(model)})
+    for name in model:
+        moved = model[name] + 1
+        recorder.add(1, f"moved {name}", UPDATE, reference=model | {name: moved})
+    first, *others = read_recording(tmp_path).messages
+    paths = [message.model_path.name for message in others]
+    assert first.model_path.name == "model.safetensors"
+    assert "model.safetensors" not in paths
+    assert len(set(paths)) == 4
+
+
 def test_after_every_call_the_folder_is_a_recording(tmp_path: Path) -> None:
     """A process that is killed between two calls leaves all that came before."""
     recorder = Recorder(tmp_path)

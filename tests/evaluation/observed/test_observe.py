@@ -252,6 +252,11 @@ def test_a_study_that_does_not_say_what_clients_do_is_refused(tmp_path: Path) ->
         observe(study_of(private, client=None), tmp_path)
 
 
+def test_too_few_simulated_messages_to_be_held_against_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnusableInputError, match="make it 20 or more"):
+        observe(study_of(TOP, calibration=19), tmp_path)
+
+
 def test_no_folder_no_recording_and_no_message_are_told_apart(tmp_path: Path) -> None:
     study = study_of(TOP)
     with pytest.raises(UnusableInputError, match="no such folder"):

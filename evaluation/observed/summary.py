@@ -1,0 +1,74 @@
+"""What stands beside the rows: how they were made, where they come from, what to beware of."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from gradguard import Defense
+from gradguard.evaluation.observed.simulated import composition_of, remembers
+from gradguard.evaluation.observed.traffic import Traffic, size_of
+from gradguard.evaluation.provenance import hardware
+from gradguard.evaluation.running.bench import Bench
+from gradguard.updates.recording_layout import version
+
+METHOD = (
+    "Attackers are fitted on simulated clients: the study's code and auxiliary images, at the "
+    "models that the server really sent. The worst attack is chosen on other simulated messages "
+    "and scored on the recorded ones, whose labels the audited clients recorded. Intervals are "
+    "95 %, by a bootstrap over messages about different labels, widened for few. Whether clients "
+    "hold some of the auxiliary images is not known here. Every figure is what these attackers "
+    "achieve, a lower bound on what leaks."
+)
+
+
+def notes_of(chosen: Defense, traffic: Traffic, bench: Bench) -> list[str]:
+    """What else a reader has to know, in words."""
+    notes = []
+    if chosen.cohort > 1:
+        notes.append(
+            f"the defence rests on a server that sees only sums over {chosen.cohort} clients, and "
+            "this one saw single messages: from it, the cohort hid nothing"
+        )
+    if composition_of(bench) is None:
+        notes.append("the study names several compositions; attackers expect a mixture of all")
+    told = sum(m.num_examples is not None and m.num_examples != size_of(m) for m in traffic.sent)
+    if told:
+        notes.append(
+            f"{told} messages came with another number of examples than their recorded labels; "
+            "attackers are told that of the labels"
+        )
+    if traffic.recording.stray_labels:
+        notes.append(f"{traffic.recording.stray_labels} recorded labels belong to no message")
+    if remembers(chosen, bench.fresh_model(0)):
+        notes.append(
+            "the defence remembers earlier rounds: simulated clients play those that were "
+            "recorded, with "
+            + ("the same batch" if traffic.same_data else "other batches, for labels differ")
+        )
+    return notes
+
+
+def provenance_of(
+    bench: Bench, traffic: Traffic, command: Sequence[str], started: str, start: float
+) -> dict[str, Any]:
+    """Versions, seed, command, time taken since ``start``."""
+    return {
+        "method": METHOD,
+        "started": started,
+        "wall_seconds": round(time.perf_counter() - start, 1),
+        "command": " ".join(command),
+        "seed": bench.study.seed,
+        "versions": {
+            "python": platform.python_version(),
+            "gradguard": version(),
+            "torch": torch.__version__,
+        },
+        "hardware": hardware(),
+        "calibration_messages": bench.study.attack.calibration,
+        "same_data_every_round": traffic.same_data,
+    }
