@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -272,7 +273,9 @@ class TestNothingLeavesUndefended:
         guard, fl_ctx = GuardFilter(text(TOP_K)), context(tmp_path)
         control = {AlgorithmConstants.SCAFFOLD_CTRL_DIFF: update()}
         assert_blocked(guard, result(update(), meta=control), fl_ctx, "array of 20 numbers")
-        for hidden in (torch.zeros(2), b"x", object(), list(range(2000)), "x" * 200_000):
+        numbers = [torch.zeros(2), 1 << 100, Fraction(1, 3), np.array([b"x"]), np.array([None])]
+        texts = [b"x", np.bytes_(b"x"), "x" * 200_000, ["x" * 999] * 999]
+        for hidden in [*numbers, *texts, object(), list(range(2000))]:
             for found in ({"deep": [{"er": hidden}]}, {"metrics": hidden}):
                 shareable = result(update(), meta=found)
                 assert_blocked(guard, shareable, fl_ctx, "the meta data of the result holds")
@@ -298,9 +301,13 @@ class TestNothingLeavesUndefended:
 
     def test_metrics_pass_unless_arrays_are_among_them(self, tmp_path: Path) -> None:
         guard, fl_ctx = GuardFilter(text(TOP_K)), context(tmp_path)
-        metrics = {"accuracy": 0.5, "per class": [0.1, 0.9], "loss": np.float32(2.0)}
+        metrics = {"accuracy": 0.5, "per class": [0.1, 0.9], "loss": np.float32(2.0), "at": True}
+        metrics |= {"more": torch.tensor(0.5), "none": None, "name": "x", "most": np.array([7])}
         shareable = result(metrics, kind=DataKind.METRICS)
-        assert from_shareable(guard.process(shareable, fl_ctx)).data == metrics
+        shareable["DXO"]["raw"] = update()
+        passed = guard.process(shareable, fl_ctx)
+        assert from_shareable(passed).data == metrics
+        assert passed["DXO"].keys() == {"kind", "data", "meta"}
         shareable = result({"weights": np.zeros(3)}, kind=DataKind.METRICS)
         assert_blocked(guard, shareable, fl_ctx, "the metrics of the result holds")
 

@@ -100,13 +100,9 @@ def _tensor(name: str, value: object) -> Tensor:
     )
 
 
-def count_of(array: Array) -> int:
-    """How many numbers it holds."""
-    return array.numel() if isinstance(array, Tensor) else array.size
-
-
 def kind_of(value: object) -> str:
     """What ``value`` is, for an error message that tells nothing of its numbers."""
     if isinstance(value, Array):
-        return f"an array of {count_of(value):,} numbers"
+        numbers = value.numel() if isinstance(value, Tensor) else value.size
+        return f"an array of {numbers:,} numbers"
     return f"a {type(value).__name__}"

@@ -201,7 +201,7 @@ class GuardFilter(DXOFilter):  # type: ignore[misc]
         if dxo.data_kind == DataKind.METRICS:
             check_plain(dxo.data, "the metrics")
             check_plain(dxo.meta, "the meta data")
-            return shareable
+            return dxo.update_shareable(shareable)  # and nothing else that was in its table
         new = self.process_dxo(dxo, shareable, fl_ctx)
         add_job_audit_event(fl_ctx=fl_ctx, msg=f"applied filter: {self!r}")
         return new.update_shareable(shareable)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from enum import Enum
-from numbers import Number
 
 import numpy as np
 from nvflare.apis.dxo import DXO, DataKind, MetaKey
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
+from torch import Tensor
 
-from gradguard.integrations.nvflare.dxo_arrays import Array, count_of, kind_of
+from gradguard.integrations.nvflare.dxo_arrays import kind_of
 
 MOST_VALUES = 1000
 """Of numbers and texts beside the arrays of one result."""
 
 MOST_TEXT = 100_000
-"""Of characters in one of them."""
+"""Of characters in all of them."""
+
+LONGEST = 64
+"""Bits of a whole number: Python's may have as many as a model."""
 
 
 def check_plain(value: object, what: str) -> None:
@@ -34,18 +36,18 @@ def check_plain(value: object, what: str) -> None:
     ValueError: the meta data of the result holds an array of 3 numbers, which no transform \
 covers; expected numbers and text
     """
+    text = 0
     for number, leaf in enumerate(_leaves(value), start=1):
-        if isinstance(leaf, Array) and count_of(leaf) == 1:
-            continue  # a metric that was never made a number
-        if not (leaf is None or isinstance(leaf, str | Number | Enum | np.generic)):
+        if not _is_plain(leaf):
             raise ValueError(
                 f"{what} of the result holds {kind_of(leaf)}, which no transform covers; expected "
                 "numbers and text"
             )
-        if number > MOST_VALUES or (isinstance(leaf, str) and len(leaf) > MOST_TEXT):
+        text += len(leaf) if isinstance(leaf, str) else 0
+        if number > MOST_VALUES or text > MOST_TEXT:
             raise ValueError(
-                f"{what} of the result holds more than {MOST_VALUES:,} values, or a text of more "
-                f"than {MOST_TEXT:,} characters, which no transform covers"
+                f"{what} of the result holds more than {MOST_VALUES:,} values, or more than "
+                f"{MOST_TEXT:,} characters, which no transform covers"
             )
 
 
@@ -85,6 +87,16 @@ def refused_kind(kind: str) -> str:
         "expected one WEIGHT_DIFF or METRICS. For jobs of other kinds use another scope of "
         "privacy.json"
     )
+
+
+def _is_plain(leaf: object) -> bool:
+    if isinstance(leaf, int):
+        return leaf.bit_length() <= LONGEST
+    if isinstance(leaf, np.ndarray):
+        return leaf.size == 1 and leaf.dtype.kind in "biuf"  # a metric that was not made a number
+    if isinstance(leaf, Tensor):
+        return leaf.numel() == 1
+    return leaf is None or isinstance(leaf, str | float | np.number | np.bool_)
 
 
 def _leaves(value: object) -> Iterator[object]:
