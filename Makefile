@@ -6,7 +6,7 @@ READY := .venv/.ready
 # first (tests/conftest.py). One thread each, or the processes would contend for two cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install demo test test-fast lint bench clean
+.PHONY: install demo flower test test-fast lint bench clean
 
 install: $(READY)
 
@@ -17,6 +17,10 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/gradguard evaluate
+
+# Top-k and DP-SGD on Flower's own engine; '.[dev]' has brought the extra.
+flower: $(READY)
+	$(BIN)/python examples/flower/run.py top-k dp-sgd
 
 test: $(READY)
 	$(PYTEST)

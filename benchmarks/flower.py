@@ -101,7 +101,7 @@ def _times(mode: str) -> tuple[float, float]:
     federation = Federation(initial=app.Net().state_dict(), clients=2)
     for number, context in enumerate(federation.contexts.values()):
         context.node_config.update({"partition-id": number, "num-partitions": CLIENTS})
-        config = {"mode": mode, "batch-size": 32, "learning-rate": 0.1, "local-epochs": 1}
+        config = {"mode": mode, "batch-size": 32, "learning-rate": 0.05, "local-epochs": 1}
         context.run_config.update(config)
     mods: list[float] = []
     epochs: list[float] = []

@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import subprocess
-import sys
+import sysconfig
 import time
 import urllib.error
 import urllib.request
@@ -83,8 +83,8 @@ def superlink(*options: str) -> Iterator[SuperLink]:
         address = f"127.0.0.1:{port}"
         (folder / "config.toml").write_text(CONFIG.format(address))
         own = {"FLWR_HOME": name, "RAY_TMPDIR": name, "TMPDIR": name}
-        # Flower finds the programs of its parts by PATH: let them be those beside this Python.
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        # Flower finds the programs of its parts by PATH: let them be those of this Python.
+        path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
         environment = {**os.environ, **QUIET, **own, "PATH": path}
         command = ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port)]
         log = folder / "superlink.log"
@@ -98,10 +98,10 @@ def started(
     command: Sequence[str], environment: dict[str, str], log: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process, ended with all that it has started when the block ends, however it does."""
-    program = Path(sys.executable).parent / command[0]
+    program = os.path.join(sysconfig.get_path("scripts"), command[0])
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [str(program), *command[1:]], env=environment, stdout=output, stderr=output
+            [program, *command[1:]], env=environment, stdout=output, stderr=output
         )
         try:
             yield process

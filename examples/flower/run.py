@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from engine import superlink
@@ -23,6 +24,9 @@ def main(modes: Sequence[str]) -> int:
     """Print the table of every mode."""
     if unknown := set(modes) - set(MODES):
         print(f"unknown mode {min(unknown)!r}; there are {', '.join(MODES)}", file=sys.stderr)
+        return 2
+    if find_spec("flwr") is None:
+        print("this needs Flower: pip install 'gradguard[flower]'", file=sys.stderr)
         return 2
     print("Starting Flower with four clients; each mode takes about half a minute.", flush=True)
     with superlink("--simulation") as link:

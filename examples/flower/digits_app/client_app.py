@@ -12,7 +12,9 @@ from gradguard.dp import DPSGD, ClientDP
 from gradguard.integrations.flower import GuardMod, dp_sgd
 
 TOP_K = Defense("top-k 5 %", transform=ErrorFeedback(KeepTopK(0.05)))
-PRIVATE = Defense("DP-SGD", transform=TOP_K.transform, dp=DPSGD(1.0, 1.0, delta=1e-4))
+# More than 5 %, for noise makes the coordinates alike.
+TOP_20 = ErrorFeedback(KeepTopK(0.2))
+PRIVATE = Defense("DP-SGD", transform=TOP_20, dp=DPSGD(1.0, 1.0, delta=1e-4))
 GUARDS = {
     "plain": GuardMod(Defense("none", transform=())),
     "top-k": GuardMod(TOP_K, wire=True),

@@ -75,7 +75,6 @@ def test_the_gradguard_in_the_engine_is_the_one_that_is_tested(run: Watched) -> 
 
 
 def test_the_example_runs_there_as_well(deployment: Any) -> None:
-    rows = rows_of(deployment.run(EXAMPLE, mode="dp-sgd"), "dp-sgd")
+    rows = rows_of(deployment.run(EXAMPLE, mode="dp-sgd", num_server_rounds=3), "dp-sgd")
     # 718 or 719 examples in batches of 32 are 23 steps, and there are two epochs.
     check_epsilons(rows, sample_rate=1 / 23, releases=46)
-    assert int(rows[-1][2].replace(",", "")) * 13 < int(rows[-1][3].replace(",", ""))
