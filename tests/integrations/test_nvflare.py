@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,11 @@ from gradguard import (
     chain,
     wire,
 )
-from gradguard.dp import ClientDP
+from gradguard.dp import ClientDP, PrivacyLedger
 from gradguard.dp.client_level import PrivateUpdateGuard
 from gradguard.integrations.nvflare import DecodingFilter, GuardFilter, site_seed
 from gradguard.integrations.nvflare.dxo_arrays import WIRE_KEY
+from gradguard.integrations.nvflare.site_ledger import book
 from tests.integrations.nvflare_site import Digits
 
 JOB, SITE = "00000000-0000-0000-0000-000000000001", "site-1"
@@ -416,7 +418,7 @@ class TestTheMemoryOfASite:
         for missing in (ReservedKey.RUN_NUM, ReservedKey.IDENTITY_NAME):
             fl_ctx = context(tmp_path)
             fl_ctx.set_prop(missing, "", private=False)
-            assert_blocked(GuardFilter(text(TOP_K)), result(update()), fl_ctx, "no job, site")
+            assert_blocked(GuardFilter(text(TOP_K)), result(update()), fl_ctx, "no job or site")
         fl_ctx = context(tmp_path)
         fl_ctx.set_prop(FLContextKey.WORKSPACE_OBJECT, None, private=True)
         assert_blocked(GuardFilter(text(TOP_K)), result(update()), fl_ctx, "workspace")
@@ -454,6 +456,55 @@ class TestClientLevelDP:
         for _ in range(2):
             guard = self.guard(max_epsilon=budget)
             assert_blocked(guard, result(update()), context(tmp_path), "above the budget")
+
+    def test_the_ledger_of_a_site_is_of_all_its_jobs(self, tmp_path: Path) -> None:
+        budget = ClientDP(1.0, 0.5).epsilon(3) + 1e-6
+        jobs = [f"00000000-0000-0000-0000-00000000000{number}" for number in range(4)]
+        for job in jobs[:3]:
+            guard = self.guard(max_epsilon=budget, ledger="patients")
+            found = sent(guard, result(update()), context(tmp_path, job=job)).meta
+            assert found["gradguard.releases"] == 1  # the server hears of its own job
+        for job in jobs:
+            guard = self.guard(max_epsilon=budget, ledger="patients")
+            fl_ctx = context(tmp_path, job=job)
+            assert_blocked(guard, result(update()), fl_ctx, "above the budget")
+        file = tmp_path / "gradguard" / "patients.json"
+        assert PrivacyLedger.from_json(file.read_text()).releases == 3
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        other = self.guard(max_epsilon=budget, ledger="others")
+        sent(other, result(update()), context(tmp_path, job=jobs[3]))
+
+    def test_the_ledger_of_a_site_once_lost_or_damaged_blocks(self, tmp_path: Path) -> None:
+        def guard() -> GuardFilter:
+            return self.guard(ledger="patients")
+
+        sent(guard(), result(update()), context(tmp_path))
+        file = tmp_path / "gradguard" / "patients.json"
+        text = file.read_text()
+        for damaged in ("", "{}", text[:-2], text.replace("1.0", "-1.0")):
+            file.write_text(damaged)
+            assert_blocked(guard(), result(update()), context(tmp_path), "sent nothing")
+        file.unlink()
+        assert_blocked(guard(), result(update()), context(tmp_path), "it was lost")
+        file.write_text(text)
+        assert sent(guard(), result(update()), context(tmp_path)).meta["gradguard.releases"] == 2
+
+    def test_jobs_at_the_same_time_are_booked_one_by_one(self, tmp_path: Path) -> None:
+        path, dp = tmp_path / "ledger.json", ClientDP(1.0, 0.5)
+
+        def booked(_: int) -> None:
+            for _ in range(10):
+                book(path, dp, max_epsilon=None, of_this_job=1)
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(booked, range(4)))
+        assert PrivacyLedger.from_json(path.read_text()).releases == 40
+
+    def test_a_round_that_is_blocked_costs_the_site_nothing(self, tmp_path: Path) -> None:
+        guard = self.guard(ledger="patients")
+        bad = result({**update(), "bias": np.full(4, np.nan, dtype=np.float32)})
+        assert_blocked(guard, bad, context(tmp_path), "NaN")
+        assert not (tmp_path / "gradguard" / "patients.json").exists()
 
     def test_a_ledger_that_may_be_lost_blocks(self, tmp_path: Path) -> None:
         late = result(update())
@@ -520,6 +571,9 @@ class TestArguments:
             ({"defense": text(TOP_K), "noise_multiplier": 1.0}, "max_update_norm"),
             ({"defense": text(TOP_K), "delta": 1e-5}, "noise_multiplier"),
             ({"defense": text(TOP_K), "max_epsilon": 1.0}, "nothing here has an epsilon"),
+            ({"defense": text(TOP_K), "ledger": "a"}, "nothing here has an epsilon"),
+            ({"defense": text(TOP_K), "ledger": "../a"}, "letters, digits"),
+            ({"defense": text(TOP_K), "ledger": "a", "simulation_seed": 1}, "simulation"),
             (
                 {"defense": text(TOP_K), "noise_multiplier": float("nan"), "max_update_norm": 1.0},
                 "noise_multiplier",

@@ -21,6 +21,7 @@ from nvflare.apis.utils.fl_context_utils import add_job_audit_event
 from nvflare.app_common.app_constant import AppConstants
 
 from gradguard.defense import Defense
+from gradguard.dp.client_level import PrivateUpdateGuard
 from gradguard.integrations.nvflare.dxo_arrays import (
     WIRE_KEY,
     arrays_like,
@@ -35,12 +36,14 @@ from gradguard.integrations.nvflare.outgoing import (
     check_untouched,
     refused_kind,
 )
+from gradguard.integrations.nvflare.site_ledger import book
 from gradguard.integrations.nvflare.site_memory import (
     Memory,
     check_memory,
     place,
     recall,
     remember,
+    workspace_of,
 )
 from gradguard.integrations.nvflare.site_settings import (
     SiteSettings,
@@ -85,15 +88,17 @@ class GuardFilter(DXOFilter):  # type: ignore[misc]
 
     Not guaranteed: anything about numbers and texts beside the update (losses, numbers of steps),
     about what leaves by other ways than task results (streamed metrics and logs, the messages of
-    swarm learning), about jobs that bring their own code, which runs in the filter's process, or
-    over several jobs on the same data: each begins with an empty ledger.
+    swarm learning), or about jobs that bring their own code, which runs in the filter's process.
 
     Args:
         defense: The text of ``Defense.to_json()``.
         buffers: ``"withhold"`` or ``"send"``, see :func:`gradguard.protect`.
         noise_multiplier: With ``max_update_norm``: client-level DP before the transforms, see
             :class:`gradguard.dp.ClientDP`; and ``delta`` likewise.
-        max_epsilon: Nothing is sent that would bring epsilon above it.
+        max_epsilon: Nothing is sent that would bring epsilon above it: that of the job, or with
+            ``ledger`` that of all jobs.
+        ledger: The name of one for all jobs on the site's data, kept in the site's workspace, which
+            its job processes have to share. Without it each job begins with an empty one.
         model: ``"module:factory"`` of the site's model, for what is a parameter and what a buffer,
             and which weights are tied; without it names and dtypes decide. Only in the site's own
             file, or in a job that may bring code.
@@ -119,6 +124,7 @@ class GuardFilter(DXOFilter):  # type: ignore[misc]
         max_update_norm: float | None = None,
         delta: float | None = None,
         max_epsilon: float | None = None,
+        ledger: str | None = None,
         model: str | None = None,
         wire: bool = False,
         aggregated: bool = False,
@@ -132,6 +138,7 @@ class GuardFilter(DXOFilter):  # type: ignore[misc]
             Defense.from_json(defense),
             client_dp(noise_multiplier, max_update_norm, delta),
             max_epsilon=max_epsilon,
+            ledger=ledger,
             buffers=buffers,
             wire=wire,
             aggregated=aggregated,
@@ -144,7 +151,7 @@ class GuardFilter(DXOFilter):  # type: ignore[misc]
         # Under the arguments' names: NVFlare's Job API writes a job's files from them.
         self.defense, self.buffers, self.model = defense, buffers, model
         self.noise_multiplier, self.max_update_norm = noise_multiplier, max_update_norm
-        self.delta, self.max_epsilon = delta, max_epsilon
+        self.delta, self.max_epsilon, self.ledger = delta, max_epsilon, ledger
         self.wire, self.aggregated, self.joins_late = wire, aggregated, joins_late
         self.simulation_seed = simulation_seed
         self._known: dict[Path, int] = {}
@@ -186,6 +193,7 @@ class GuardFilter(DXOFilter):  # type: ignore[misc]
         update = guard.protect({name: torch.zeros_like(t) for name, t in changes.items()}, changes)
         new = self._message(update, guard, dxo)
         sent = 1 + (0 if memory is None else memory.sent)
+        self._book(guard, fl_ctx)
         arrays, text = guard.state_to_arrays()
         dtypes = dtypes_of(changes)
         remember(path, Memory(arrays, text, self.settings.described(), dtypes, sent))
@@ -246,6 +254,16 @@ class GuardFilter(DXOFilter):  # type: ignore[misc]
         elif seed is not None:
             guard.reset(site_seed(seed, fl_ctx.get_identity_name()))
         return guard
+
+    def _book(self, guard: UpdateGuard, fl_ctx: FLContext) -> None:
+        if self.ledger is None or not isinstance(guard, PrivateUpdateGuard):
+            return
+        path = Path(workspace_of(fl_ctx).get_root_dir()) / "gradguard" / f"{self.ledger}.json"
+        made = guard.ledger.releases
+        ledger = book(path, guard.dp, max_epsilon=self.max_epsilon, of_this_job=made)
+        # Not to the server: it need not know of other jobs.
+        spent = f"{ledger.epsilon(guard.dp.delta):.4g} at delta {guard.dp.delta:g}"
+        self.log_info(fl_ctx, f"{path}: {ledger.releases} updates, epsilon {spent}")
 
     def _site_model(self, fl_ctx: FLContext) -> torch.nn.Module:
         assert self.model is not None

@@ -20,6 +20,7 @@ import numpy as np
 import safetensors.numpy
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
+from nvflare.apis.workspace import Workspace
 from safetensors import SafetensorError, safe_open
 
 FORMAT = "gradguard.nvflare.v1"
@@ -47,18 +48,29 @@ def place(fl_ctx: FLContext) -> Path:
     """The file of the site and job that ``fl_ctx`` belongs to.
 
     Raises:
-        ValueError: It says neither, or has no workspace.
+        ValueError: It does not say.
     """
     job, site = fl_ctx.get_job_id(), fl_ctx.get_identity_name()
+    if not job or not site:
+        raise ValueError(
+            "the context has no job or site, so that nothing can be remembered for the next round"
+        )
+    folder = Path(workspace_of(fl_ctx).get_run_dir(str(job)))
+    return folder / "gradguard" / f"{site}.safetensors"
+
+
+def workspace_of(fl_ctx: FLContext) -> Workspace:
+    """Where the site keeps its files.
+
+    Raises:
+        ValueError: The context has none.
+    """
     workspace = fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT)
     if workspace is None and fl_ctx.get_engine() is not None:
         workspace = fl_ctx.get_workspace()
-    if not job or not site or workspace is None:
-        raise ValueError(
-            "the context has no job, site or workspace, so that nothing can be remembered for the "
-            "next round"
-        )
-    return Path(workspace.get_run_dir(str(job))) / "gradguard" / f"{site}.safetensors"
+    if workspace is None:
+        raise ValueError("the context has no workspace, so that nothing can be remembered")
+    return workspace
 
 
 def recall(path: Path) -> Memory | None:
@@ -120,6 +132,11 @@ def remember(path: Path, memory: Memory) -> None:
         "sent": str(memory.sent),
     }
     content = safetensors.numpy.save(dict(memory.arrays), metadata=facts)
+    write_whole(path, content)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Have ``path`` hold all of ``content``, for its owner only, or what it held before."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

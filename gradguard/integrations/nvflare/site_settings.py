@@ -14,6 +14,7 @@ from gradguard.dp import ClientDP, PrivacyLedger
 from gradguard.dp.client_level import PrivateUpdateGuard
 from gradguard.dp.refusals import check_transform
 from gradguard.dpsgd import check_number
+from gradguard.integrations.nvflare.site_ledger import check_name
 from gradguard.updates.layout import Entries
 from gradguard.updates.protection import Buffers
 from gradguard.updates.update_guard import UpdateGuard
@@ -27,6 +28,7 @@ class SiteSettings:
         defense: Its transforms run on the model's change.
         client_dp: Client-level DP before the transforms.
         max_epsilon: Nothing is sent that would cost more than this in all.
+        ledger: The name of one for all jobs on the site's data.
         buffers: ``"withhold"`` or ``"send"``, see :func:`gradguard.protect`.
         wire: Send the change as gradguard's bytes, for a server with ``DecodingFilter``.
         aggregated: That the server sees only the sum over the cohort of ``defense``.
@@ -39,6 +41,7 @@ class SiteSettings:
     defense: Defense
     client_dp: ClientDP | None = None
     max_epsilon: float | None = None
+    ledger: str | None = None
     buffers: Buffers | None = None
     wire: bool = False
     aggregated: bool = False
@@ -171,8 +174,13 @@ def _check_privacy(settings: SiteSettings) -> None:
             raise ValueError("with client-level DP buffers are withheld; leave out buffers")
     if settings.max_epsilon is not None:
         check_number("max_epsilon", settings.max_epsilon)
-        if settings.client_dp is None:
-            raise ValueError(
-                "max_epsilon was given, and nothing here has an epsilon: give noise_multiplier "
-                "and max_update_norm"
-            )
+    if settings.ledger is not None:
+        check_name(settings.ledger)
+        if settings.simulation_seed is not None:
+            raise ValueError("a simulation is not booked in a site's ledger; leave out one")
+    budgeted = settings.max_epsilon is not None or settings.ledger is not None
+    if budgeted and settings.client_dp is None:
+        raise ValueError(
+            "max_epsilon or ledger was given, and nothing here has an epsilon: give "
+            "noise_multiplier and max_update_norm"
+        )
