@@ -83,7 +83,9 @@ class GuardFilter(DXOFilter):  # type: ignore[misc]
     - results of other kinds, encrypted ones, and arrays beside the update, as SCAFFOLD's, are
       blocked;
     - what the next round needs is on the site's disk before anything is sent; a round that is
-      blocked leaves it as it was, and nothing is sent where it is lost or another defence's;
+      blocked leaves it as it was;
+    - nothing is sent where that is damaged, another defence's, or missing though this process has
+      sent updates or, with DP, the job has gone on for rounds;
     - the update is bitwise that of :class:`gradguard.UpdateGuard`.
 
     Not guaranteed: anything about numbers and texts beside the update (losses, numbers of steps),

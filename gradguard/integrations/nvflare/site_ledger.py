@@ -35,8 +35,8 @@ def book(path: Path, dp: ClientDP, *, max_epsilon: float | None, of_this_job: in
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _alone(path.with_suffix(".lock")):
-        budget = {} if max_epsilon is None else {"max_epsilon": max_epsilon, "delta": dp.delta}
-        ledger = PrivacyLedger(**budget)
+        at = None if max_epsilon is None else dp.delta
+        ledger = PrivacyLedger(max_epsilon=max_epsilon, delta=at)
         if path.exists():
             ledger.load_state_dict(PrivacyLedger.from_json(path.read_text()).state_dict())
         if ledger.releases < of_this_job - 1:
