@@ -17,8 +17,11 @@ from gradguard.evaluation.observed.result import (
     ObservedRow,
 )
 from gradguard.evaluation.views.markdown import escape, table
+from gradguard.evaluation.views.placing import short
 from gradguard.evaluation.views.sentences import percent
 
+WHOLE = ("all", "pooled", "cohort")
+"""Views of the whole recording."""
 ROWS = 12
 """Rounds or clients on a terminal; all of them are in the files."""
 COLUMNS = (
@@ -78,7 +81,7 @@ def seen_words(row: ObservedRow) -> str:
     return {
         "all": "each alone",
         "round": f"round {row.of}",
-        "client": f"client {row.of}",
+        "client": f"client {short(row.of)}",
         "pooled": "rounds pooled",
         "cohort": f"mean of {low if low == high else f'{low} to {high}'} clients",
     }[row.view]
@@ -94,7 +97,7 @@ def remarks(report: ObservedReport) -> list[str]:
         said.append(f"{report.without_labels} messages have no labels recorded: not scored.")
     if report.refused:
         said.append(f"{report.refused} messages could not be read by the server: not here.")
-    said += [f"Not shown, {view}: {why}." for view, why in report.left_out.items()]
+    said += [f"Not attacked, {view}: {why}." for view, why in report.left_out.items()]
     said += [f"Note: {note}." for note in report.notes]
     said += _about_intervals(report)
     said += _about_likeness(report)
@@ -122,7 +125,7 @@ def _about_intervals(report: ObservedReport) -> list[str]:
 
 def _about_likeness(report: ObservedReport) -> list[str]:
     odd = [row for row in report.rows if row.alarming]
-    wholes = [row for row in odd if row.view not in ("round", "client")]
+    wholes = [row for row in odd if row.view in WHOLE]
     if wholes:
         first = wholes[0]
         return [
@@ -141,8 +144,13 @@ def _about_likeness(report: ObservedReport) -> list[str]:
 
 
 def closing(report: ObservedReport) -> str:
-    """The verdict in one or two sentences."""
-    leaky = [row for row in report.rows if row.verdict == LEAKS]
+    """The verdict in one or two sentences.
+
+    Rows of single rounds and clients are many, and by chance one in forty seems to leak: alone they
+    decide nothing.
+    """
+    wholes = [row for row in report.rows if row.view in WHOLE]
+    leaky = [row for row in wholes if row.verdict == LEAKS]
     if leaky:
         worst = max(leaky, key=lambda row: row.worst.advantage_ci[0])
         return (
@@ -150,14 +158,21 @@ def closing(report: ObservedReport) -> str:
             f"recorded messages ({seen_words(worst)}), where a blind guess gets "
             f"{percent(worst.blind_asr)}."
         )
-    verdicts = {row.verdict for row in report.rows}
-    if verdicts == {NOT_SHOWN}:
-        return "Not shown to leak, which is no proof."
-    if NOT_MEASURED in verdicts:
+    if any(row.verdict == NOT_MEASURED for row in wholes):
         return (
             "Not measured: the recorded messages are unlike the simulated ones, so that nothing "
             "here says that the labels are safe."
         )
+    parts = [row for row in report.rows if row.view not in WHOLE]
+    odd = [seen_words(row) for row in parts if row.verdict == LEAKS]
+    if odd:
+        return (
+            f"Unclear: of {len(parts)} rounds and clients {len(odd)} seem to leak by themselves "
+            f"({odd[0]} is one), and chance alone makes about one in forty. Record more messages "
+            "to tell."
+        )
+    if all(row.verdict == NOT_SHOWN for row in wholes):
+        return "Not shown to leak, which is no proof."
     return "Unclear: more may leak than chance explains. Record more messages to tell."
 
 

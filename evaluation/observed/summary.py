@@ -36,6 +36,12 @@ def notes_of(chosen: Defense, traffic: Traffic, bench: Bench) -> list[str]:
         )
     if composition_of(bench) is None:
         notes.append("the study names several compositions; attackers expect a mixture of all")
+    sizes, planned = traffic.batch_sizes, bench.study.attack.batch_sizes
+    if not set(sizes) <= set(planned):
+        notes.append(
+            f"{_listed(sizes)} examples are behind the recorded messages, where the study says "
+            f"{_listed(planned)}: the recorded numbers are simulated"
+        )
     told = sum(m.num_examples is not None and m.num_examples != size_of(m) for m in traffic.sent)
     if told:
         notes.append(
@@ -51,6 +57,11 @@ def notes_of(chosen: Defense, traffic: Traffic, bench: Bench) -> list[str]:
             + ("the same batch" if traffic.same_data else "other batches, for labels differ")
         )
     return notes
+
+
+def _listed(sizes: Sequence[int]) -> str:
+    more = f" and {len(sizes) - 5} more numbers of" if len(sizes) > 5 else ""
+    return ", ".join(str(size) for size in sizes[:5]) + more
 
 
 def provenance_of(

@@ -23,7 +23,7 @@ from gradguard.evaluation.observed.result import (
 from gradguard.evaluation.observed.stating import closing, remarks, render_observed
 from gradguard.evaluation.progress import Silent
 from gradguard.updates.recording import Recorder, record_labels
-from tests.evaluation.observed.federation import bench_of, federate, study_of
+from tests.evaluation.observed.federation import batches_of, bench_of, federate, study_of
 
 TOP = Defense("top-k", transform=KeepTopK(0.05))
 NONE = Defense("none", transform=[])
@@ -225,6 +225,70 @@ def test_a_low_rate_of_unlike_messages_is_never_called_safe(tmp_path: Path) -> N
     report = observe(study_of(NONE, **QUICK), tmp_path)
     assert "leak" in closing(report) or closing(report).startswith("Not measured")
     assert "which is no proof" not in closing(report)
+
+
+@pytest.mark.parametrize("seed", [5, 6, 7])
+def test_a_defence_that_hides_everything_is_not_said_to_leak(tmp_path: Path, seed: int) -> None:
+    deaf = Defense("deaf", transform=AddGaussian(10.0))
+    report = quick(tmp_path, defense=deaf, clients=24, rounds=1, seed=seed)
+    assert not closing(report).startswith("Labels leak")
+    assert not report.rows[0].alarming
+
+
+def test_a_model_that_noise_has_driven_off_leaks_and_only_traffic_shows_it(tmp_path: Path) -> None:
+    """Gradients of huge weights stand out of any noise: at the fresh model nothing is read."""
+    deaf = Defense("deaf", transform=AddGaussian(10.0))
+    report = quick(tmp_path, defense=deaf, clients=8, rounds=4)
+    first, *_, last = report.of_view("round")
+    assert first.worst.advantage_ci[0] <= 0
+    assert last.worst.advantage_ci[0] > 0
+    assert closing(report).startswith("Labels leak")
+
+
+def test_clients_of_several_sizes_are_each_read_with_their_own(tmp_path: Path) -> None:
+    study = study_of(NONE, **QUICK)
+    bench = bench_of(study)
+    client = NONE.client(bench.fresh_model(0), training=study.client)
+    recorder = Recorder(tmp_path)
+    recorder.begin_round(1, client.model.state_dict())
+    for index, size in enumerate((4, 8, 12)):
+        [batch] = batches_of(bench, 1, size=size, seed=index)
+        change = {name: -part for name, part in client(batch.inputs, batch.labels).items()}
+        recorder.add(1, str(index), change, num_examples=8)
+        record_labels(tmp_path, 1, str(index), batch.labels, classes=10)
+    report = observe(study, tmp_path)
+    assert report.rows[0].batch_sizes == (4, 12)
+    assert report.rows[0].worst.asr > 0.7
+    assert not report.rows[0].alarming
+    assert "1 rounds have clients" in report.left_out["cohort"]
+    assert any("2 messages came with another number of examples" in n for n in report.notes)
+    assert any("4, 8, 12 examples are behind" in n for n in report.notes)
+
+
+def test_of_several_compositions_attackers_expect_a_mixture(tmp_path: Path) -> None:
+    study = study_of(TOP, **QUICK, compositions=("skewed", "iid"))
+    federate(tmp_path, bench_of(study), TOP, clients=2, rounds=1)
+    report = observe(study, tmp_path)
+    assert any("a mixture of all" in note for note in report.notes)
+
+
+def test_local_batches_in_random_order_are_simulated(tmp_path: Path) -> None:
+    """The order that a recorded client drew is not known: no order is simulated twice."""
+    shuffled = LocalTraining(epochs=2, learning_rate=0.1, batch_size=4)
+    study = study_of(NONE, client=shuffled, **QUICK)
+    bench = bench_of(study)
+    recorder, model = Recorder(tmp_path), bench.fresh_model(0)
+    client = NONE.client(model, training=shuffled)
+    held = batches_of(bench, 4)
+    for number in (1, 2):
+        recorder.begin_round(number, model.state_dict())
+        for index, batch in enumerate(held):
+            change = {name: -part for name, part in client(batch.inputs, batch.labels).items()}
+            recorder.add(number, str(index), change)
+            record_labels(tmp_path, number, str(index), batch.labels, classes=10)
+    report = observe(study, tmp_path)
+    assert [row.alarming for row in report.rows if row.view in ("all", "pooled")] == [False, False]
+    assert report.rows[0].worst.asr > 0.7
 
 
 def test_a_cohort_that_the_server_saw_through_is_named(tmp_path: Path) -> None:
