@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -60,7 +59,7 @@ class GuardMod:
     puts into its reply; and that a node sends an error tells that its round was refused.
 
     Args:
-        defense: See :class:`gradguard.integrations.flower.settings.GuardSettings`, as for all
+        defense: See :class:`gradguard.integrations.update_settings.UpdateSettings`, as for all
             below; with ``dp`` the app has to train by :func:`dp_sgd`.
         model: Makes the model that is trained, for what is a parameter and what a buffer, and
             which weights are tied; without it names and dtypes decide.
@@ -128,23 +127,12 @@ class GuardMod:
         return f"GuardMod({', '.join(f'{key}={value!r}' for key, value in stated.items())})"
 
 
-def node_seed(seed: int, context: Context) -> int:
-    """The seed of one simulated client: no two of them share noise.
-
-    From its ``partition-id`` where its config has one, which is the same in every run; else from
-    its node id.
-    """
-    who = context.node_config.get("partition-id", context.node_id)
-    digest = hashlib.blake2b(f"{seed}/{who}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
-
-
 def _defended(reply: Message, context: Context, begun: Round) -> Message:
     key, record = begun.only_arrays(reply)
     metrics = _metrics_in(reply)
     after = begun.named(tensors_of(record))
     before = with_dtypes_of(begun.received, after)
-    guard = begun.guard(context, before, node_seed)
+    guard = begun.guard(context, before)
     update = guard.protect(before, after)
     privacy = begun.privacy(context, guard)
     if begun.settings.wire:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +16,8 @@ from gradguard.integrations.flower.arrays import tensors_of
 from gradguard.integrations.flower.handshake import RECORD, ticket_from
 from gradguard.integrations.flower.memory import Memory, ledger_in, recall, remember
 from gradguard.integrations.flower.metrics import Privacy
-from gradguard.integrations.flower.settings import GuardSettings, settings_for
+from gradguard.integrations.flower.settings import settings_for
+from gradguard.integrations.update_settings import UpdateSettings
 from gradguard.updates.layout import Entries
 from gradguard.updates.update_guard import UpdateGuard
 
@@ -39,7 +39,7 @@ class Round:
         booked: The history of the client's own DP-SGD before this round.
     """
 
-    settings: GuardSettings
+    settings: UpdateSettings
     received: Mapping[str, Tensor]
     names: Mapping[str, str]
     nonce: str
@@ -70,9 +70,7 @@ class Round:
             )
         return _only_arrays(reply, "the app's reply")
 
-    def guard(
-        self, context: Context, before: Entries, node_seed: Callable[[int, Context], int]
-    ) -> UpdateGuard:
+    def guard(self, context: Context, before: Entries) -> UpdateGuard:
         """The guard as it was after the round before.
 
         Args:
@@ -82,11 +80,9 @@ class Round:
             ValueError: The memory is another defence's.
         """
         model = before if self.model is None else self.model()
-        guard = _new_guard(self.settings, model)
+        guard = self.settings.new_guard(model, who(context))
         if self.memory is not None:
             guard.load_arrays(self.memory.arrays, self.memory.text)
-        elif self.settings.simulation_seed is not None:
-            guard.reset(node_seed(self.settings.simulation_seed, context))
         return guard
 
     def privacy(self, context: Context, guard: UpdateGuard) -> Privacy | None:
@@ -115,7 +111,12 @@ class Round:
         """Keep the guard's memory for the next round."""
         arrays, text = guard.state_to_arrays()
         sent = 1 + (0 if self.memory is None else self.memory.sent)
-        remember(context, Memory(arrays, text, described(self.settings), sent))
+        remember(context, Memory(arrays, text, self.settings.described(), sent))
+
+
+def who(context: Context) -> str:
+    """What tells simulated clients apart: the same in every run, where a partition is given."""
+    return str(context.node_config.get("partition-id", context.node_id))
 
 
 def begin(
@@ -137,10 +138,10 @@ def begin(
     memory = recall(context)
     if memory is None and settings.is_off:
         log.warning("defence %r changes nothing: updates leave as they are", settings.defense.name)
-    if memory is not None and memory.defense != described(settings):
+    if memory is not None and memory.defense != settings.described():
         raise ValueError(
             "this client has sent messages of this run under other settings: "
-            f"{memory.defense}, now {described(settings)}; keep one defence over a run"
+            f"{memory.defense}, now {settings.described()}; keep one defence over a run"
         )
     if settings.wire and _securely_aggregated(message, context):
         raise ValueError(
@@ -154,28 +155,7 @@ def begin(
     return Round(settings, received, names, nonce, memory, _booked(context), model)
 
 
-def described(settings: GuardSettings) -> str:
-    """What decides what a message is: it may not change during a run."""
-    dp = settings.client_dp
-    facts = {
-        "defense": json.loads(settings.defense.to_json()),
-        "buffers": settings.buffers,
-        "client_dp": None if dp is None else [dp.noise_multiplier, dp.max_update_norm],
-        "seed": settings.simulation_seed,
-    }
-    return json.dumps(facts)
-
-
-def _new_guard(settings: GuardSettings, model: nn.Module | Entries) -> UpdateGuard:
-    dp, transform = settings.client_dp, settings.defense.chain
-    if dp is None:
-        return UpdateGuard(transform, model, buffers=settings.buffers)
-    most = settings.max_epsilon
-    ledger = PrivacyLedger(max_epsilon=most, delta=None if most is None else dp.delta)
-    return PrivateUpdateGuard(model, dp, after=transform, ledger=ledger)
-
-
-def _nonce(message: Message, settings: GuardSettings, memory: Memory | None) -> str:
+def _nonce(message: Message, settings: UpdateSettings, memory: Memory | None) -> str:
     record = message.content.config_records.get(RECORD)
     if record is None:
         if settings.wire:

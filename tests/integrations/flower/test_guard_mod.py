@@ -25,9 +25,10 @@ from gradguard import (
 from gradguard.dp import ClientDP
 from gradguard.integrations.flower import GuardMod
 from gradguard.integrations.flower.arrays import record_of
-from gradguard.integrations.flower.guard_mod import REFUSED, STYPE, node_seed
+from gradguard.integrations.flower.guard_mod import REFUSED, STYPE
 from gradguard.integrations.flower.handshake import RECORD, new_ticket
 from gradguard.integrations.flower.memory import ARRAYS, FACTS
+from gradguard.integrations.update_settings import seed_of
 from gradguard.wire import decode
 from tests.integrations.flower.exchange import (
     Federation,
@@ -80,7 +81,7 @@ def test_the_update_is_bitwise_that_of_a_plain_loop_over_rounds(transform: GradT
     defense = Defense("d", transform=transform)
     mod = GuardMod(defense, wire=True, simulation_seed=3)
     here, there = UpdateGuard(defense.chain, model()), context(7)
-    here.reset(node_seed(3, there))
+    here.reset(seed_of(3, "7"))
     received = model().state_dict()
     for round_ in range(3):
         after = moved(dict(received), round_)

@@ -9,7 +9,8 @@ import pytest
 from gradguard import Defense, KeepTopK
 from gradguard.dp import ClientDP
 from gradguard.dpsgd import DPSGD
-from gradguard.integrations.flower.settings import GuardSettings, plain_client_dp, settings_for
+from gradguard.integrations.flower.settings import plain_client_dp, settings_for
+from gradguard.integrations.update_settings import UpdateSettings
 from tests.integrations.flower.exchange import context
 
 TOP_K = Defense("top-k", transform=KeepTopK(0.1))
@@ -19,7 +20,7 @@ PRIVATE = Defense("dp", transform=[], dp=DPSGD(1.0, 1.0))
 
 def settings(
     *, run: dict[str, Any] | None = None, own: dict[str, Any] | None = None, **given: Any
-) -> GuardSettings:
+) -> UpdateSettings:
     return settings_for(context(run=run, own=own), given)
 
 
@@ -30,7 +31,7 @@ def test_a_run_says_what_the_code_leaves_open() -> None:
         "gradguard-buffers": "withhold",
         "learning-rate": 0.1,
     }
-    assert settings(run=run) == GuardSettings(TOP_K, wire=True, buffers="withhold")
+    assert settings(run=run) == UpdateSettings(TOP_K, wire=True, buffers="withhold")
 
 
 def test_a_run_may_not_overrule_the_code() -> None:
@@ -82,19 +83,19 @@ def test_client_level_dp_comes_from_three_numbers() -> None:
 
 def test_two_units_of_privacy_are_refused() -> None:
     with pytest.raises(ValueError, match="different units"):
-        GuardSettings(PRIVATE, client_dp=ClientDP(1.0, 1.0))
+        UpdateSettings(PRIVATE, client_dp=ClientDP(1.0, 1.0))
 
 
 def test_buffers_are_not_sent_beside_private_updates() -> None:
     with pytest.raises(ValueError, match="buffers are withheld"):
-        GuardSettings(TOP_K, client_dp=ClientDP(1.0, 1.0), buffers="send")
+        UpdateSettings(TOP_K, client_dp=ClientDP(1.0, 1.0), buffers="send")
 
 
 def test_a_cohort_needs_the_assurance_that_messages_are_summed() -> None:
     cohort = Defense("sum of 16", transform=[], cohort=16)
     with pytest.raises(ValueError, match="the sum of the messages of 16 clients"):
-        GuardSettings(cohort)
-    assert GuardSettings(cohort, aggregated=True).aggregated
+        UpdateSettings(cohort)
+    assert UpdateSettings(cohort, aggregated=True).aggregated
 
 
 def test_a_transform_that_reads_raw_gradients_is_refused_after_noise() -> None:
@@ -102,4 +103,4 @@ def test_a_transform_that_reads_raw_gradients_is_refused_after_noise() -> None:
         reads = "raw_sum"
 
     with pytest.raises(ValueError, match="raw"):
-        GuardSettings(Defense("d", transform=Peeks(0.1)), client_dp=ClientDP(1.0, 1.0))
+        UpdateSettings(Defense("d", transform=Peeks(0.1)), client_dp=ClientDP(1.0, 1.0))

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import Context, RecordDict
 
 import gradguard
 from gradguard import AddGaussian, Defense, ErrorFeedback, KeepTopK
-from gradguard.integrations.flower.guard_mod import node_seed
+from gradguard.integrations.update_settings import seed_of
 from tests.integrations.flower.engines import (
     EXAMPLE,
     HOSTILE,
@@ -58,19 +57,8 @@ def tables(engine: Any) -> dict[str, list[list[str]]]:
 
 
 def _plain_loop() -> PlainLoop:
-    seeds = [node_seed(SEED, _context(partition)) for partition in range(CLIENTS)]
+    seeds = [seed_of(SEED, str(partition)) for partition in range(CLIENTS)]
     return PlainLoop(NOISED, seeds)
-
-
-def _context(partition: int) -> Context:
-    config = {"partition-id": partition}
-    return Context(
-        run_id=1,
-        node_id=1,
-        node_config=config,
-        state=RecordDict(),
-        run_config={},  # type: ignore[arg-type]
-    )
 
 
 def _honest(number: int) -> list[int]:
