@@ -25,6 +25,9 @@ from gradguard.evaluation.seeding import derive
 BANK = 256
 """Batches that stand for what clients trained on besides the batch that is asked about."""
 
+COMPANY_BYTES = 64 * 2**20
+"""Of messages that are the same each time, kept by a simulated server for the sum of a cohort."""
+
 _RANDOM = ("rng", "mask_seed")  # in a state: streams, which tell nothing of earlier rounds
 
 
@@ -71,8 +74,10 @@ class Simulation:
             for path in scene.models
         )
         memos = tuple(self._memo(path, which) for path in scene.models)
-        bank = self._bank(scene, which)
-        return Played(scene, clients, memos, bank, self.same_data, self.withheld, seed)
+        repeats = len(scene.models) == 1 or self.same_data
+        repeats &= not draws(self.defense, clients[0].model)
+        bank, same = self._bank(scene, which), self.same_data
+        return Played(scene, clients, memos, bank, same, self.withheld, seed, repeats)
 
     def calibration(self, scene: Scene) -> list[Batch]:
         """Batches on which the worst attack is chosen."""
@@ -112,6 +117,9 @@ class Played:
 
     Of a message alone, the rounds before it are played for what the defence remembers of them:
     with the same batch if clients hold the same in every round, else with others.
+
+    Args:
+        repeats: Whether a batch's message is the same each time, and may be kept.
     """
 
     scene: Scene
@@ -121,7 +129,9 @@ class Played:
     same_data: bool
     withheld: tuple[str, ...]
     seed: int
+    repeats: bool = False
     _rng: np.random.Generator = field(init=False)
+    _known: dict[int, Message] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_rng", np.random.default_rng(derive(self.seed, "company")))
@@ -137,7 +147,16 @@ class Played:
     def _with_others(self, own: Message, chosen: np.ndarray) -> Iterator[Message]:
         yield own
         for index in chosen:
-            yield self._seen(self.bank.batch(int(index)))
+            yield self._of_other(int(index))
+
+    def _of_other(self, index: int) -> Message:
+        if index in self._known:
+            return self._known[index]
+        message = self._seen(self.bank.batch(index))
+        size = sum(part.numel() * part.element_size() for part in message.values())
+        if self.repeats and (len(self._known) + 1) * size <= COMPANY_BYTES:
+            self._known[index] = message
+        return message
 
     def _seen(self, batch: Batch) -> Message:
         sent = self._sent(batch)
@@ -174,14 +193,35 @@ def remembers(defense: Defense, model: nn.Module) -> bool:
     >>> [remembers(Defense("d", transform=t), layer) for t in (top, ErrorFeedback(top))]
     [False, True]
     """
-    params = [(name, p.detach()) for name, p in model.named_parameters() if p.requires_grad]
-    before = defense.chain.init(NamedParameters(params))
+    params, before = _begun(defense, model)
     generator = torch.Generator().manual_seed(0)
     grads: list[Tensor | None] = [
         torch.randn(p.shape, generator=generator, dtype=p.dtype) for _, p in params
     ]
     _, after = defense.chain.update(grads, before)
     return _changed(before, after)
+
+
+def draws(defense: Defense, model: nn.Module) -> bool:
+    """Whether a message of the same gradients differs from draw to draw, as with noise.
+
+    >>> from gradguard import AddGaussian, Sign
+    >>> layer = nn.Linear(2, 3)
+    >>> [draws(Defense("d", transform=t), layer) for t in (Sign(), AddGaussian(0.1))]
+    [False, True]
+    """
+    return _has_stream(_begun(defense, model)[1])
+
+
+def _begun(defense: Defense, model: nn.Module) -> tuple[list[tuple[str, Tensor]], Any]:
+    params = [(name, p.detach()) for name, p in model.named_parameters() if p.requires_grad]
+    return params, defense.chain.init(NamedParameters(params))
+
+
+def _has_stream(state: Any) -> bool:
+    if isinstance(state, dict):
+        return any(key in _RANDOM or _has_stream(part) for key, part in state.items())
+    return isinstance(state, list) and any(_has_stream(part) for part in state)
 
 
 def _changed(before: Any, after: Any) -> bool:

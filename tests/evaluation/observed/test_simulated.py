@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from tests.evaluation.observed.federation import batches_of, bench_of, federate,
 
 TOP = Defense("top-k", transform=KeepTopK(0.05))
 OWING = Defense("owing", transform=ErrorFeedback(KeepTopK(0.02)))
+NOISY = Defense("noise", transform=AddGaussian(0.1))
 FOUR = LocalTraining(epochs=4, learning_rate=0.1)
 
 
@@ -105,6 +107,24 @@ def test_a_cohort_has_the_client_and_others_with_data_of_their_own(tmp_path: Pat
     assert torch.allclose(means.std(dim=0), spread, rtol=0.25, atol=1e-6)
 
 
+@pytest.mark.parametrize("defense", [TOP, OWING, NOISY])
+def test_company_that_is_kept_changes_no_message(tmp_path: Path, defense: Defense) -> None:
+    bench = bench_of(study_of(defense))
+    simulation, targets = played(tmp_path, bench, defense, clients=4)
+    target = [target for target in targets if target.scene.kind == "cohort"][-1]
+    batch = batches_of(bench, 1)[0]
+    keeping, fresh = (simulation.client(target.scene, "noise", "auxiliary") for _ in range(2))
+    assert isinstance(keeping, Played)
+    assert isinstance(fresh, Played)
+    assert keeping.repeats == (defense != NOISY)
+    fresh = replace(fresh, repeats=False)
+    for _ in range(60):
+        one, other = (client(batch.inputs, batch.labels) for client in (keeping, fresh))
+        assert all(torch.equal(part, other[name]) for name, part in one.items())
+    assert bool(keeping._known) == (defense != NOISY)
+    assert not fresh._known
+
+
 def test_memory_is_of_other_batches_where_clients_hold_new_ones(tmp_path: Path) -> None:
     bench = bench_of(study_of(OWING))
     simulation, targets = played(tmp_path, bench, OWING, same_data=False)
@@ -129,9 +149,8 @@ def test_withheld_parameters_are_zeros_in_simulations(tmp_path: Path) -> None:
 
 
 def test_streams_of_noise_are_independent(tmp_path: Path) -> None:
-    noisy = Defense("noise", transform=AddGaussian(0.1))
-    bench = bench_of(study_of(noisy))
-    simulation, targets = played(tmp_path, bench, noisy)
+    bench = bench_of(study_of(NOISY))
+    simulation, targets = played(tmp_path, bench, NOISY)
     batch = batches_of(bench, 1)[0]
 
     def sent(stream: str) -> dict[str, Tensor]:
