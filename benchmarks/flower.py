@@ -95,14 +95,14 @@ def _overhead() -> bool:
 
 def _times(mode: str) -> tuple[float, float]:
     """Median seconds of the mod without training, and of one epoch of training."""
-    app = importlib.import_module("digits_app.client_app")
+    app: Any = importlib.import_module("digits_app.client_app")
     logging.getLogger("gradguard").setLevel(logging.ERROR)  # that "plain" defends nothing is known
     logging.getLogger("flwr").setLevel(logging.ERROR)
     federation = Federation(initial=app.Net().state_dict(), clients=2)
     for number, context in enumerate(federation.contexts.values()):
         context.node_config.update({"partition-id": number, "num-partitions": CLIENTS})
-        config = {"mode": mode, "batch-size": 32, "learning-rate": 0.05, "local-epochs": 1}
-        context.run_config.update(config)
+        numbers = {"batch-size": 32, "learning-rate": 0.05, "local-epochs": 1}
+        context.run_config.update(numbers, mode=mode)
     mods: list[float] = []
     epochs: list[float] = []
     train = app.train

@@ -19,7 +19,8 @@ GUARDS = {
     "plain": GuardMod(Defense("none", transform=())),
     "top-k": GuardMod(TOP_K, wire=True),
     "top-k-dense": GuardMod(TOP_K),
-    "dp-sgd": GuardMod(PRIVATE, wire=True),
+    # DP-SGD protects parameters, and the model knows which entries are.
+    "dp-sgd": GuardMod(PRIVATE, wire=True, model=Net),
     "client-dp": GuardMod(TOP_K, wire=True, client_dp=ClientDP(1.0, 1.0)),
 }
 
