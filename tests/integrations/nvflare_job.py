@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gradguard import Defense, ErrorFeedback, KeepTopK, Quantize, UpdateGuard, chain
-from gradguard.integrations.nvflare import site_seed
+from gradguard.integrations.update_settings import seed_of
 from tests.integrations.nvflare_site import BROKEN, Digits
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +70,7 @@ def assert_as_in_a_plain_loop(records: Path) -> None:
     """Every message is the plain loop's, bitwise; of the one round that diverged there is none."""
     for site in SITES:
         plain = UpdateGuard(DEFENSE.chain, Digits())
-        plain.reset(site_seed(SEED, site))
+        plain.reset(seed_of(SEED, site))
         for now in range(ROUNDS):
             raw = arrays(records / f"raw-{site}-{now}.npz")
             sent, got = facts(records, "sent", site, now), facts(records, "decoded", site, now)

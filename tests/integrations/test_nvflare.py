@@ -56,9 +56,10 @@ from gradguard import (
 )
 from gradguard.dp import ClientDP, PrivacyLedger
 from gradguard.dp.client_level import PrivateUpdateGuard
-from gradguard.integrations.nvflare import DecodingFilter, GuardFilter, site_seed
+from gradguard.integrations.nvflare import DecodingFilter, GuardFilter
 from gradguard.integrations.nvflare.dxo_arrays import WIRE_KEY
 from gradguard.integrations.nvflare.site_ledger import book
+from gradguard.integrations.update_settings import seed_of
 from tests.integrations.nvflare_site import Digits
 
 JOB, SITE = "00000000-0000-0000-0000-000000000001", "site-1"
@@ -149,7 +150,7 @@ class TestTheUpdateIsBitwiseThatOfUpdateGuard:
         self, transform: GradTransform, tmp_path: Path
     ) -> None:
         guard = UpdateGuard(Defense("tested", transform=transform).chain, tensors(update()))
-        guard.reset(site_seed(3, SITE))
+        guard.reset(seed_of(3, SITE))
         for number in range(3):
             # As the simulator does, where it makes a process for every task.
             one = GuardFilter(text(transform), simulation_seed=3)
@@ -160,7 +161,7 @@ class TestTheUpdateIsBitwiseThatOfUpdateGuard:
     def test_with_client_level_dp(self, tmp_path: Path) -> None:
         raw = tensors(update())
         plain = PrivateUpdateGuard(raw, ClientDP(2.0, 0.5), after=chain(Sign()))
-        plain.reset(site_seed(3, SITE))
+        plain.reset(seed_of(3, SITE))
         guard = GuardFilter(
             text(Sign()), noise_multiplier=2.0, max_update_norm=0.5, simulation_seed=3
         )
@@ -573,7 +574,16 @@ class TestArguments:
             ({"defense": text(TOP_K), "max_epsilon": 1.0}, "nothing here has an epsilon"),
             ({"defense": text(TOP_K), "ledger": "a"}, "nothing here has an epsilon"),
             ({"defense": text(TOP_K), "ledger": "../a"}, "letters, digits"),
-            ({"defense": text(TOP_K), "ledger": "a", "simulation_seed": 1}, "simulation"),
+            (
+                {
+                    "defense": text(TOP_K),
+                    "noise_multiplier": 1.0,
+                    "max_update_norm": 1.0,
+                    "ledger": "a",
+                    "simulation_seed": 1,
+                },
+                "a simulation is not booked",
+            ),
             (
                 {"defense": text(TOP_K), "noise_multiplier": float("nan"), "max_update_norm": 1.0},
                 "noise_multiplier",

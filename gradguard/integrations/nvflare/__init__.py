@@ -25,6 +25,5 @@ except ImportError as error:
 
 from gradguard.integrations.nvflare.decoding_filter import DecodingFilter as DecodingFilter
 from gradguard.integrations.nvflare.guard_filter import GuardFilter as GuardFilter
-from gradguard.integrations.nvflare.site_settings import site_seed as site_seed
 
 del _filters

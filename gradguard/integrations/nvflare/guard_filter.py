@@ -22,18 +22,12 @@ from nvflare.app_common.app_constant import AppConstants
 
 from gradguard.defense import Defense
 from gradguard.dp.client_level import PrivateUpdateGuard
-from gradguard.integrations.nvflare.dxo_arrays import (
-    WIRE_KEY,
-    arrays_like,
-    dtypes_of,
-    size_of,
-    tensors_of,
-    with_dtypes,
-)
+from gradguard.integrations.nvflare.dxo_arrays import dtypes_of, tensors_of, with_dtypes
 from gradguard.integrations.nvflare.outgoing import (
     check_content,
     check_plain,
     check_untouched,
+    outgoing_dxo,
     refused_kind,
 )
 from gradguard.integrations.nvflare.site_ledger import book
@@ -46,18 +40,14 @@ from gradguard.integrations.nvflare.site_memory import (
     workspace_of,
 )
 from gradguard.integrations.nvflare.site_settings import (
-    SiteSettings,
+    check_site,
     client_dp,
     model_of,
-    privacy_of,
-    site_seed,
 )
+from gradguard.integrations.update_settings import UpdateSettings
 from gradguard.updates.layout import Entries
 from gradguard.updates.protection import Buffers
 from gradguard.updates.update_guard import UpdateGuard
-from gradguard.wire.sending import encode_stated
-
-PREFIX = "gradguard."
 
 # One message at a time: two that begin from one memory would be booked as one. Not in the filter,
 # which NVFlare copies.
@@ -136,16 +126,16 @@ class GuardFilter(DXOFilter):  # type: ignore[misc]
         super().__init__(supported_data_kinds=None, data_kinds_to_filter=None)
         if not isinstance(defense, str):
             raise ValueError(f"defense must be the text of Defense.to_json(), got {defense!r}")
-        self.settings = SiteSettings(
+        self.settings = UpdateSettings(
             Defense.from_json(defense),
-            client_dp(noise_multiplier, max_update_norm, delta),
+            client_dp=client_dp(noise_multiplier, max_update_norm, delta),
             max_epsilon=max_epsilon,
-            ledger=ledger,
             buffers=buffers,
             wire=wire,
             aggregated=aggregated,
             simulation_seed=simulation_seed,
         )
+        check_site(self.settings, ledger)
         if not (model is None or isinstance(model, str)):
             raise ValueError(f"model must be 'module:factory', got {model!r}")
         if not isinstance(joins_late, bool):
@@ -193,7 +183,8 @@ class GuardFilter(DXOFilter):  # type: ignore[misc]
         changes = with_dtypes(changes, {} if memory is None else memory.dtypes)
         guard = self._guard(changes, memory, fl_ctx)
         update = guard.protect({name: torch.zeros_like(t) for name, t in changes.items()}, changes)
-        new = self._message(update, guard, dxo)
+        new = outgoing_dxo(update, guard, dxo, wire=self.settings.wire)
+        new.add_filter_history(type(self).__name__)
         sent = 1 + (0 if memory is None else memory.sent)
         self._book(guard, fl_ctx)
         arrays, text = guard.state_to_arrays()
@@ -249,12 +240,10 @@ class GuardFilter(DXOFilter):  # type: ignore[misc]
     def _guard(self, changes: Entries, memory: Memory | None, fl_ctx: FLContext) -> UpdateGuard:
         if not any(tensor.is_floating_point() for tensor in changes.values()):
             raise ValueError("the update holds no floating-point numbers: there is no parameter")
-        guard = self.settings.new_guard(changes if self.model is None else self._site_model(fl_ctx))
-        seed = self.settings.simulation_seed
+        model = changes if self.model is None else self._site_model(fl_ctx)
+        guard = self.settings.new_guard(model, fl_ctx.get_identity_name())
         if memory is not None:
             guard.load_arrays(memory.arrays, memory.text)
-        elif seed is not None:
-            guard.reset(site_seed(seed, fl_ctx.get_identity_name()))
         return guard
 
     def _book(self, guard: UpdateGuard, fl_ctx: FLContext) -> None:
@@ -277,17 +266,3 @@ class GuardFilter(DXOFilter):  # type: ignore[misc]
                 "privacy.json, or leave out model"
             )
         return model_of(self.model)
-
-    def _message(self, update: Entries, guard: UpdateGuard, old: DXO) -> DXO:
-        meta = {key: value for key, value in old.meta.items() if not key.startswith(PREFIX)}
-        dense = size_of(update)
-        if self.settings.wire:
-            payload = encode_stated(update, guard.state, names=guard.layout.parameters)
-            new = DXO(DataKind.APP_DEFINED, data={WIRE_KEY: payload}, meta=meta)
-        else:
-            new = DXO(DataKind.WEIGHT_DIFF, data=arrays_like(update, old.data), meta=meta)
-        new.meta[f"{PREFIX}bytes.sent"] = len(payload) if self.settings.wire else dense
-        new.meta[f"{PREFIX}bytes.dense"] = dense
-        new.meta |= {PREFIX + key: value for key, value in privacy_of(guard).items()}
-        new.add_filter_history(type(self).__name__)
-        return new

@@ -9,7 +9,19 @@ from nvflare.apis.dxo import DXO, DataKind, MetaKey
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 from torch import Tensor
 
-from gradguard.integrations.nvflare.dxo_arrays import kind_of
+from gradguard.integrations.nvflare.dxo_arrays import (
+    WIRE_KEY,
+    arrays_like,
+    kind_of,
+    size_of,
+)
+from gradguard.integrations.nvflare.site_settings import privacy_of
+from gradguard.updates.layout import Entries
+from gradguard.updates.update_guard import UpdateGuard
+from gradguard.wire.sending import encode_stated
+
+PREFIX = "gradguard."
+"""Of the entries that a guard adds to the meta data of a DXO."""
 
 MOST_VALUES = 1000
 """Of numbers and texts beside the arrays of one result."""
@@ -19,6 +31,26 @@ MOST_TEXT = 100_000
 
 LONGEST = 64
 """Bits of a whole number: Python's may have as many as a model."""
+
+
+def outgoing_dxo(update: Entries, guard: UpdateGuard, old: DXO, *, wire: bool) -> DXO:
+    """What leaves a site: ``update``, with what is known of it beside what ``old`` says.
+
+    Args:
+        update: Of ``guard``, after which it has made no other.
+        old: The result of training.
+        wire: As gradguard's bytes.
+    """
+    meta = {key: value for key, value in old.meta.items() if not key.startswith(PREFIX)}
+    dense = sent = size_of(update)
+    if wire:
+        payload = encode_stated(update, guard.state, names=guard.layout.parameters)
+        new, sent = DXO(DataKind.APP_DEFINED, data={WIRE_KEY: payload}, meta=meta), len(payload)
+    else:
+        new = DXO(DataKind.WEIGHT_DIFF, data=arrays_like(update, old.data), meta=meta)
+    facts = {"bytes.sent": sent, "bytes.dense": dense, **privacy_of(guard)}
+    new.meta |= {PREFIX + key: value for key, value in facts.items()}
+    return new
 
 
 def check_plain(value: object, what: str) -> None:

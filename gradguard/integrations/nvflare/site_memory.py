@@ -32,7 +32,7 @@ class Memory:
 
     Args:
         arrays: And ``text``: its state, as :meth:`gradguard.UpdateGuard.state_to_arrays` gives it.
-        settings: Of which defence, see :meth:`SiteSettings.described`.
+        settings: Of which defence, see :meth:`UpdateSettings.described`.
         dtypes: Of the entries of the first update.
         sent: How many messages it has made in this job.
     """
