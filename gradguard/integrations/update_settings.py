@@ -128,8 +128,8 @@ def _check_privacy(settings: UpdateSettings) -> None:
         )
     if settings.is_private:
         check_transform(settings.defense.chain)
-    if settings.client_dp is not None and settings.buffers == "send":
-        raise ValueError("with client-level DP buffers are withheld; leave out buffers='send'")
+    if settings.is_private and settings.buffers == "send":
+        raise ValueError("with differential privacy buffers are withheld: leave out buffers='send'")
     if settings.max_epsilon is not None:
         check_number("max_epsilon", settings.max_epsilon)
         if not settings.is_private:

@@ -76,6 +76,14 @@ class UpdateGuard:
         """
         self.state = reseeded(self.transform.init(self._params), seed)
 
+    def draw_anew(self) -> None:
+        """Replace the random streams by fresh ones, and keep the rest of the memory.
+
+        For a state of which it is not known that nothing was sent from it: two messages with the
+        same noise have a difference without any.
+        """
+        self.state = reseeded(self.state)
+
     def state_to_arrays(self) -> tuple[dict[str, np.ndarray], str]:
         """Everything that the next round needs, as arrays and JSON."""
         return state_to_arrays(self.state)
@@ -83,8 +91,8 @@ class UpdateGuard:
     def load_arrays(self, arrays: Mapping[str, np.ndarray], text: str) -> None:
         """Continue from what :meth:`state_to_arrays` gave; on an error nothing changes.
 
-        Load each state once: two messages from one state have the same noise, and their
-        difference has none.
+        Load each state once, or call :meth:`draw_anew` after it: two messages from one state
+        have the same noise, and their difference has none.
 
         Raises:
             ValueError: It belongs to another transform or model, or was changed on its way.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from flwr.app import Context
+from flwr.app import ConfigRecord, Context
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader
 from gradguard.defense import Defense
 from gradguard.dp import PrivacyLedger, PrivateTraining, make_private
 from gradguard.integrations.flower.memory import keep_ledger, ledger_in
+
+OPEN = "gradguard.open"
 
 
 @contextmanager
@@ -32,8 +34,8 @@ def dp_sgd(
     which is made of noised gradients only. Use it inside a function whose mods have a
     ``GuardMod`` with the same defence, which sends nothing unless this ledger has grown::
 
-        with dp_sgd(context, defense, model, optimizer, loader) as training:
-            for inputs, labels in training:
+        with dp_sgd(context, defense, model, optimizer, loader) as (model, optimizer, loader):
+            for inputs, labels in loader:
                 ...
 
     Guarantees:
@@ -41,8 +43,8 @@ def dp_sgd(
     - epsilon of a round includes all rounds of the run before it;
     - releases are booked even where the block raises.
 
-    Not guaranteed: anything across runs, for Flower gives every run an empty ``Context.state``:
-    start a new run on the same data with what the last has cost in mind; see
+    Not guaranteed: anything across runs, for Flower gives a run that is in no series an empty
+    ``Context.state``: start it on the same data with what the last has cost in mind; see
     :func:`gradguard.dp.make_private` for the rest.
 
     Args:
@@ -55,7 +57,8 @@ def dp_sgd(
         max_epsilon: Stop before this is exceeded, at the delta of ``defense.dp``.
 
     Raises:
-        ValueError: ``defense`` has no ``dp``.
+        ValueError: ``defense`` has no ``dp``; or another block is open, whose releases this one
+            would not count: train one after the other.
         PrivacyBudgetExhausted: The next step would cost too much.
     """
     if defense.dp is None:
@@ -63,6 +66,11 @@ def dp_sgd(
             f"defence {defense.name!r} has no dp; train without dp_sgd, or give it one"
         )
     dp, ledger = defense.dp, ledger_in(context)
+    if OPEN in context.state:
+        raise ValueError(
+            "another dp_sgd block is open on this client, and each would forget the releases of "
+            "the other: close one before the next"
+        )
     delta = None if max_epsilon is None else dp.delta
     capped = PrivacyLedger(dp.accountant, max_epsilon=max_epsilon, delta=delta)
     if ledger is not None:
@@ -77,7 +85,9 @@ def dp_sgd(
         ledger=capped,
         criterion=criterion,
     )
+    context.state[OPEN] = ConfigRecord()
     try:
         yield training
     finally:
         keep_ledger(context, capped)
+        del context.state[OPEN]

@@ -52,17 +52,20 @@ class GuardMod:
     - the memory of the defence is the client's ``Context.state``: it survives rounds, processes
       and actors, and no two clients share it;
     - a round that is refused leaves that memory as it was;
+    - no two messages have the same noise, not even from copies of one memory;
     - arrays in replies to other messages, such as evaluation, are refused: nothing defends them;
     - the update is bitwise that of :class:`gradguard.UpdateGuard`.
 
     Not guaranteed: anything about metrics, the number of examples and other records that the app
-    puts into its reply; and that a node sends an error tells that its round was refused.
+    puts into its reply, and that a node sends an error tells that its round was refused. Epsilon
+    counts what ``Context.state`` knows of: messages that overlap in time are counted as one, and a
+    SuperNode that restarts may have lost it, which is noticed behind a ``DecodingStrategy`` alone.
 
     Args:
         defense: See :class:`gradguard.integrations.update_settings.UpdateSettings`, as for all
             below; with ``dp`` the app has to train by :func:`dp_sgd`.
         model: Makes the model that is trained, for what is a parameter and what a buffer, and
-            which weights are tied; without it names and dtypes decide.
+            which weights are tied; without it names and dtypes decide. Needed with ``dp``.
         wire: Needs :class:`DecodingStrategy` on the server.
         client_dp: Client-level DP; the transforms then run after its noise.
 

@@ -1,4 +1,4 @@
-"""The replies of a round, each read against what its sender was asked; the unusable are errors."""
+"""The replies of a round, each read against what its sender was asked."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from flwr.app import ArrayRecord, Error, Message
+from flwr.app import ArrayRecord, Message, RecordDict
 from torch import Tensor
 
-from gradguard.finite import is_finite
 from gradguard.integrations.flower.arrays import record_of, tensors_of
-from gradguard.integrations.flower.guard_mod import REFUSED
-from gradguard.integrations.flower.handshake import Tag, Ticket
-from gradguard.integrations.flower.reply import Form, ReplyError, form_of, read_reply
-from gradguard.updates.protection import apply_update
+from gradguard.integrations.flower.handshake import RECORD, Tag, Ticket
+from gradguard.integrations.flower.metrics import PREFIX
+from gradguard.integrations.flower.reply import (
+    Form,
+    ReceivedUpdate,
+    ReplyError,
+    form_of,
+    read_reply,
+)
 
 log = logging.getLogger("gradguard")
 
@@ -31,10 +35,18 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Taken:
-    """A reply with a whole model in it, and what its client says of it."""
+    """A reply with a whole model in it, and what its client says of it.
+
+    Args:
+        reply: As a strategy expects it; gradguard's own metrics are taken out.
+        tag: ``None`` of a client without a guard.
+        told: Those metrics.
+        form: The names of the others.
+    """
 
     reply: Message
     tag: Tag | None
+    told: dict[str, object]
     form: Form
 
 
@@ -44,76 +56,85 @@ def take_in(
     *,
     accept_plain: bool,
     weighted_by: str | None,
-) -> tuple[list[Taken], list[Message]]:
-    """The replies that can be used, decoded; and errors in place of the others.
+) -> list[Taken]:
+    """The replies that can be used, decoded.
 
     Args:
         asked: By node.
         accept_plain: Whether to use replies of clients without a guard.
         weighted_by: The metric that has to be positive, or ``None``.
     """
-    taken, errors, known = [], list[Message](), dict[int, dict[str, Tensor]]()
+    taken, known = dict[int, Taken](), dict[int, dict[str, Tensor]]()
     for reply in replies:
-        if reply.has_error():
-            errors.append(reply)
-            continue
         node = reply.metadata.src_node_id
-        instruction = asked.get(node)
-        if instruction is None:
-            log.warning("a reply of node %d is dropped: it was not asked in this round", node)
-            continue
         try:
-            form = form_of(reply, weighted_by)
+            if reply.has_error():
+                raise ReplyError(f"it is an error: {reply.error.reason}")
+            if node not in asked or node in taken:
+                raise ReplyError("it was not asked for in this round, or not twice")
+            arrays = asked[node].arrays
             # Strategies send most nodes one and the same model.
-            if (sent := id(instruction.arrays)) not in known:
-                known[sent] = tensors_of(instruction.arrays)
-            tag = _decoded(reply, instruction, known[sent], accept_plain)
-            taken.append(Taken(reply, tag, form))
+            if id(arrays) not in known:
+                known[id(arrays)] = tensors_of(arrays)
+            form = form_of(reply, weighted_by)
+            found = read_reply(reply, known[id(arrays)])
+            _check_tag(found.tag, asked[node].ticket, accept_plain)
+            taken[node] = Taken(*_rewritten(reply, asked[node], found), form)
         except ReplyError as error:
-            errors.append(unused(instruction, str(error)))
-    return _alike(taken, errors, asked)
+            log.warning("the reply of node %d is not used: %s", node, error)
+    return _alike(list(taken.values()))
 
 
-def unused(instruction: Instruction, why: str) -> Message:
-    """The error that stands for a reply which is not used."""
-    reason = f"the reply of node {instruction.message.metadata.dst_node_id} is not used: {why}"
-    log.warning(reason)
-    return Message(Error(REFUSED, reason), reply_to=instruction.message)
-
-
-def _decoded(
-    reply: Message, asked: Instruction, reference: dict[str, Tensor], accept_plain: bool
-) -> Tag | None:
-    found = read_reply(reply, reference)
-    if found.tag is None:
-        if accept_plain:
-            return None
-        raise ReplyError(
-            "its client has no GuardMod; DecodingStrategy(..., accept_plain=True) takes such in"
-        )
-    if found.tag.nonce != asked.ticket.nonce:
-        raise ReplyError("it answers another message, such as one of an old round")
-    if found.tag.wire:
-        model = apply_update(reference, found.update)
-        if not all(is_finite(t) for t in model.values() if t.is_floating_point()):
-            raise ReplyError("the model it leads to is not finite")
-        (name,) = reply.content.array_records
-        reply.content[name] = record_of(model)
-    return found.tag
-
-
-def _alike(
-    taken: list[Taken], errors: list[Message], asked: Mapping[int, Instruction]
-) -> tuple[list[Taken], list[Message]]:
-    """Without replies whose records are not those of most: strategies give the round up then."""
-    if len(forms := Counter(one.form for one in taken)) < 2:
-        return taken, errors
-    usual = forms.most_common(1)[0][0]
-    for one in taken:
-        if one.form != usual:
-            odd = sorted({key or record for record, key, _ in one.form ^ usual})
-            instruction = asked[one.reply.metadata.src_node_id]
-            errors.append(
-                unused(instruction, f"unlike those of most others it has, or lacks, {odd}")
+def _check_tag(tag: Tag | None, ticket: Ticket, accept_plain: bool) -> None:
+    if tag is None:
+        if not accept_plain:
+            raise ReplyError(
+                "its client has no GuardMod; DecodingStrategy(..., accept_plain=True) takes such in"
             )
-    return [one for one in taken if one.form == usual], errors
+    elif tag.nonce != ticket.nonce:
+        raise ReplyError("it answers another message, such as one of an old round")
+
+
+def _rewritten(
+    reply: Message, asked: Instruction, found: ReceivedUpdate
+) -> tuple[Message, Tag | None, dict[str, object]]:
+    """The reply with the model in the server's names, order and dtypes.
+
+    As the client wrote them, one reply could decide for all: strategies sum in the dtype of the
+    first, and some go by position.
+    """
+    (metrics,) = reply.content.metric_records.values()
+    told: dict[str, object] = {key: metrics.pop(key) for key in list(metrics) if _is_ours(key)}
+    (name,) = asked.message.content.array_records
+    others = {key: r for key, r in reply.content.config_records.items() if key != RECORD}
+    content = {name: record_of(found.model), "metrics": metrics}
+    reply.content = RecordDict({**others, **content})
+    return reply, found.tag, told
+
+
+def _is_ours(key: str) -> bool:
+    return key.startswith(PREFIX)
+
+
+def _alike(taken: list[Taken]) -> list[Taken]:
+    """Replies with the same metrics: strategies give the whole round up where they differ.
+
+    Those of more than half decide; without such, only what all have is kept.
+    """
+    if len(forms := Counter(one.form for one in taken)) < 2:
+        return taken
+    usual, count = forms.most_common(1)[0]
+    if 2 * count > len(taken):
+        for one in taken:
+            if one.form != usual:
+                odd = sorted(key for key, _ in one.form ^ usual)
+                node = one.reply.metadata.src_node_id
+                log.warning("the reply of node %d is not used: it differs in metrics %s", node, odd)
+        return [one for one in taken if one.form == usual]
+    shared = {key for key, _ in frozenset.intersection(*forms)}
+    for one in taken:
+        metrics = one.reply.content.metric_records["metrics"]
+        for key in metrics.keys() - shared:
+            del metrics[key]
+    log.warning("clients differ in their metrics; used are %s", sorted(shared))
+    return taken

@@ -95,8 +95,9 @@ class Observer(Strategy):
         client = str(reply.metadata.src_node_id)
         sent = self._sent.get(reply.metadata.src_node_id)
         if sent is None:
-            log.warning("node %s was not asked, and is not recorded", client)
+            log.warning("node %s was not asked, or not twice: it is not recorded", client)
             return
+        del self._sent[reply.metadata.src_node_id]  # a second answer was not asked for
         if reply.has_error():
             self.recorder.refuse(server_round, client, reply.error.reason or "an error")
             return

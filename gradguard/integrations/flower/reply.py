@@ -19,6 +19,7 @@ from gradguard.integrations.flower.guard_mod import STYPE
 from gradguard.integrations.flower.handshake import RECORD, Tag, tag_from
 from gradguard.integrations.flower.metrics import PREFIX
 from gradguard.updates.layout import Entries
+from gradguard.updates.protection import apply_update
 from gradguard.wire import decode
 
 OVERHEAD = 2**16
@@ -35,11 +36,13 @@ class ReceivedUpdate:
 
     Args:
         update: *After minus before*, by name.
+        model: The model that it leads to, in the names, order and dtypes of the reference.
         bytes_sent: Of the ArrayRecord that came, names included.
         tag: What a guarded client says of it, or ``None``.
     """
 
     update: dict[str, Tensor]
+    model: dict[str, Tensor]
     bytes_sent: int
     tag: Tag | None
 
@@ -66,14 +69,19 @@ def read_reply(reply: Message, reference: Entries) -> ReceivedUpdate:
         tag, sent = tag_in(reply), records[0].count_bytes()
         if tag is not None and tag.wire:
             update = _decoded(records[0], reference)
+            model = apply_update(reference, update)
         else:
-            update = _difference(tensors_of(records[0]), reference)
-        _check_finite(update)
-        return ReceivedUpdate(update, sent, tag)
+            after = tensors_of(records[0])
+            update = _difference(after, reference)
+            model = {name: after[name].to(old.dtype) for name, old in reference.items()}
+        _check_finite(update, "a change")
+        _check_finite(model, "a model")
+        return ReceivedUpdate(update, model, sent, tag)
     except ReplyError:
         raise
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise ReplyError(str(error)) from None
+    except Exception as error:
+        # Whatever it is: strangers' bytes may not stop the round.
+        raise ReplyError(f"{type(error).__name__}: {error}") from None
 
 
 def tag_in(reply: Message) -> Tag | None:
@@ -138,18 +146,18 @@ def _check_form(found: Mapping[str, Tensor], reference: Entries) -> None:
             )
 
 
-def _check_finite(update: Entries) -> None:
-    for name, change in update.items():
-        if change.is_floating_point() and not is_finite(change):
-            raise ReplyError(f"{name!r} contains NaN or infinity")
+def _check_finite(entries: Entries, what: str) -> None:
+    for name, tensor in entries.items():
+        if tensor.is_floating_point() and not is_finite(tensor):
+            raise ReplyError(f"{name!r} of {what} contains NaN or infinity")
 
 
-Form = frozenset[tuple[str, str, int]]
-"""Records, their entries, and how long the entries are, or -1 for a number."""
+Form = frozenset[tuple[str, int]]
+"""The names of metrics, and how long they are, or -1 for a number."""
 
 
 def form_of(reply: Message, weighted_by: str | None) -> Form:
-    """What Flower's strategies want alike in all replies of a round: all but the arrays' names.
+    """What Flower's strategies want alike in all replies of a round, beside the arrays.
 
     Args:
         weighted_by: The metric that weighs the reply, or ``None`` if there is none.
@@ -161,15 +169,15 @@ def form_of(reply: Message, weighted_by: str | None) -> Form:
     records = list(reply.content.metric_records.items())
     if len(records) != 1:
         raise ReplyError(f"it has {len(records)} MetricRecords; expected one")
-    form = {(name, "", -1) for name in reply.content.array_records}
-    name, metrics = records[0]
+    form = set()
+    _, metrics = records[0]
     for key, value in metrics.items():
         numbers = value if isinstance(value, list) else [value]
         if key.startswith(PREFIX):  # ours, which no strategy sees; epsilon may be infinite
             continue
         if not all(map(math.isfinite, numbers)):
             raise ReplyError(f"metric {key!r} is {value!r}; expected finite numbers")
-        form.add((name, key, len(value) if isinstance(value, list) else -1))
+        form.add((key, len(value) if isinstance(value, list) else -1))
     if weighted_by is not None:
         weight = metrics.get(weighted_by)
         if not isinstance(weight, int | float) or not weight > 0:

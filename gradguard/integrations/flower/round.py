@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gradguard.dp import PrivacyLedger
 from gradguard.dp.client_level import PrivateUpdateGuard
+from gradguard.dp.history import begins_with
 from gradguard.integrations.flower.arrays import tensors_of
 from gradguard.integrations.flower.handshake import RECORD, ticket_from
 from gradguard.integrations.flower.memory import Memory, ledger_in, recall, remember
@@ -83,6 +84,14 @@ class Round:
         guard = self.settings.new_guard(model, who(context))
         if self.memory is not None:
             guard.load_arrays(self.memory.arrays, self.memory.text)
+            if self.settings.simulation_seed is None:
+                # Two messages that overlap begin from one Context, as does one after a crash.
+                guard.draw_anew()
+        if not guard.layout.parameters:
+            raise ValueError(
+                "none of the model's entries is a parameter, so that nothing would be defended; "
+                "send floating-point weights, or say GuardMod(..., model=...)"
+            )
         return guard
 
     def privacy(self, context: Context, guard: UpdateGuard) -> Privacy | None:
@@ -142,6 +151,11 @@ def begin(
         raise ValueError(
             "this client has sent messages of this run under other settings: "
             f"{memory.defense}, now {settings.described()}; keep one defence over a run"
+        )
+    if settings.defense.dp is not None and model is None:
+        raise ValueError(
+            "with DP-SGD it has to be known which entries are parameters, for nothing protects "
+            "buffers: say GuardMod(..., model=...)"
         )
     if settings.wire and _securely_aggregated(message, context):
         raise ValueError(
@@ -223,6 +237,8 @@ def _booked(context: Context) -> PrivacyLedger:
 
 def _check_booked(before: PrivacyLedger, after: PrivacyLedger, promised: float) -> None:
     new = after.releases - before.releases
+    if not begins_with(after.history, before.history):
+        raise ValueError("the ledger lacks releases that were booked before this round")
     if new <= 0:
         raise ValueError(
             "the defence has DP-SGD, and no release was booked in this round; train by "

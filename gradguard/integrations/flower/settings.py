@@ -24,6 +24,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "aggregated": (bool,),
     "simulation-seed": (int,),
 }
+_VOUCHING = frozenset({"aggregated", "buffers", "simulation-seed"})
 _CLIENT_DP = ("noise-multiplier", "max-update-norm", "delta")
 
 
@@ -31,7 +32,9 @@ def settings_for(context: Context, given: Mapping[str, Any]) -> UpdateSettings:
     """The settings of the client that ``context`` belongs to.
 
     What the node's own config says holds, whatever app and run say: it is the client's owner who
-    writes it. What the app's code says holds next, and a run that says otherwise is refused.
+    writes it. What the app's code says holds next, and a run that says otherwise is refused. Where
+    a node says anything, the run may not add what weakens it: that messages are aggregated, that
+    buffers are sent, a seed.
 
     Args:
         given: By the app's code, under the names of the config without their prefix.
@@ -47,6 +50,11 @@ def settings_for(context: Context, given: Mapping[str, Any]) -> UpdateSettings:
                 f"the run's config has {PREFIX}{key} = {run[key]!r} and the app's code "
                 f"{given[key]!r}; only a node's own config may overrule the code"
             )
+    if node and (weakened := sorted((run.keys() & _VOUCHING) - node.keys() - given.keys())):
+        raise ValueError(
+            f"the run's config has {PREFIX}{weakened[0]}, and this node has settings of its own, "
+            "which it could weaken; only the node or the app's code may say it"
+        )
     found = {**run, **given, **node}
     if "defense" not in found:
         raise ValueError(
