@@ -75,6 +75,17 @@ def test_anything_else_is_refused(array: Array, why: str) -> None:
         array_of(array, "x")
 
 
+@pytest.mark.parametrize(
+    "header", [b"(((\n", b"  1\n 2\n", b"[" * 9000, b"-" * 9000 + b"1\n", b"{'descr': '<f4'}", b""]
+)
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_a_hostile_header_is_refused_and_nothing_else(header: bytes, version: int) -> None:
+    length = len(header).to_bytes(2 if version == 1 else 4, "little")
+    data = b"\x93NUMPY" + bytes([version, 0]) + length + header
+    with pytest.raises(ValueError, match="no array of numpy"):
+        array_of(Array("float32", (2,), "numpy.ndarray", data), "x")
+
+
 @given(st.binary(max_size=200))
 def test_no_bytes_crash_it(data: bytes) -> None:
     head = saved(np.zeros(2, "f4"))

@@ -19,7 +19,18 @@ from flwr.app import (
     RecordDict,
 )
 from flwr.clientapp.typing import ClientAppCallable
-from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyServerSideFixedClipping,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedMedian,
+    FedProx,
+    FedTrimmedAvg,
+    FedYogi,
+    QFedAvg,
+    Strategy,
+)
 from torch import Tensor, nn
 
 from gradguard import Defense, ErrorFeedback, KeepTopK, apply_update
@@ -27,11 +38,12 @@ from gradguard.dp import ClientDP
 from gradguard.integrations.flower import DecodingStrategy, GuardMod, aggregate_metrics
 from gradguard.integrations.flower.arrays import record_of
 from gradguard.integrations.flower.guard_mod import REFUSED, STYPE, WIRE_KEY
-from gradguard.integrations.flower.handshake import RECORD
+from gradguard.integrations.flower.handshake import RECORD, Tag, ticket_from
 from gradguard.wire import decode, encode
 from tests.integrations.flower.exchange import (
     Federation,
     app,
+    context,
     guarded,
     model,
     moved,
@@ -187,7 +199,7 @@ def another_nonce(reply: Message) -> None:
 
 BAD = [
     truncated, flipped, not_finite, other_shape, other_dtype, missing_name, bomb,
-    two_records, other_record_name, no_metrics, more_metrics, no_weight, negative_weight,
+    two_records, no_metrics, more_metrics, no_weight, negative_weight,
     nan_weight, list_weight, foreign_tag, no_config_tag, no_tag, dense_lie, half_precision,
     another_nonce,
 ]  # fmt: skip
@@ -272,7 +284,7 @@ def test_if_nothing_can_be_used_the_model_stays() -> None:
     before = federation.model()
     arrays, metrics = federation.play(lambda node: changed(truncated, node))
     assert arrays is None
-    assert metrics is None
+    assert metrics == {"gradguard.replies.refused": 2}
     assert same(federation.model(), before)
 
 
@@ -306,7 +318,7 @@ def test_a_plain_strategy_does_not_read_encoded_replies_in_silence() -> None:
     assert len(reasons(federation.replies)) == 2
 
 
-@pytest.mark.parametrize("inner", [FedAdam, FedMedian])
+@pytest.mark.parametrize("inner", [FedAvgM, FedMedian])
 def test_any_strategy_goes_inside(inner: type[FedAvg]) -> None:
     models = []
     for strategy in (inner(), DecodingStrategy(inner())):
@@ -318,8 +330,128 @@ def test_any_strategy_goes_inside(inner: type[FedAvg]) -> None:
                     GuardMod(TOP_K, wire=wire), app(lambda r: moved(r, node))
                 )
             )
-        models.append(federation.model())
-    assert same(*models)
+        models.append({name: t.float() for name, t in federation.model().items()})
+    assert all(torch.allclose(models[0][name], models[1][name], atol=1e-5) for name in models[0])
+
+
+@pytest.mark.parametrize("inner", [FedAdam, FedYogi, FedAvgM, QFedAvg, FedProx, FedTrimmedAvg])
+@pytest.mark.parametrize("decodes", [True, False])
+def test_honest_clients_work_under_every_strategy(inner: Any, decodes: bool) -> None:
+    """Some of them give the model back in double precision."""
+    strategy = made(inner)
+    federation = Federation(DecodingStrategy(strategy) if decodes else strategy, clients=3)
+    start = dict(model().state_dict())
+    for round_ in range(3):
+
+        def train(received: dict[str, Tensor], seed: int = round_) -> dict[str, Tensor]:
+            net = model()
+            net.load_state_dict(received)
+            return moved(dict(net.state_dict()), seed)
+
+        call = guarded(GuardMod(TOP_K, wire=decodes), app(train, train_loss=1.0))
+        federation.play(lambda _, call=call: call)  # type: ignore[misc]
+        assert not reasons(federation.replies)
+    assert not same(federation.model(), start)
+
+
+def made(inner: Any) -> Strategy:
+    strategy: Strategy = inner(**PARAMETERS.get(inner, {}))
+    return strategy
+
+
+PARAMETERS: dict[Any, Any] = {
+    QFedAvg: {"client_learning_rate": 0.1, "q": 0.1},
+    FedProx: {"proximal_mu": 0.1},
+}
+
+
+def lies(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> ClientAppCallable:
+    """A client that answers its ticket with a plain model of its own making."""
+
+    def respond(message: Message, own: Context) -> Message:
+        ticket = ticket_from(message.content.config_records[RECORD])
+        (record,) = message.content.array_records.values()
+        content = RecordDict(
+            {
+                "arrays": record_of(change(dict(record.to_torch_state_dict()))),
+                "metrics": MetricRecord({"num-examples": 8, "train_loss": 1.0}),
+                RECORD: Tag(ticket.nonce, False).to_record(),
+            }
+        )
+        return Message(content, reply_to=message)
+
+    return respond
+
+
+@pytest.mark.parametrize("inner", [FedAvg, FedMedian, FedTrimmedAvg, FedAdam, QFedAvg])
+@pytest.mark.parametrize("bad", [1, 3])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: {k: t.to(torch.int64) for k, t in r.items()},
+        lambda r: {k: t.bool() for k, t in r.items()},
+        lambda r: dict(reversed(r.items())),
+    ],
+    ids=["integers", "booleans", "reversed"],
+)
+def test_no_reply_decides_dtype_or_order_for_all(inner: Any, bad: int, change: Any) -> None:
+    federation = Federation(DecodingStrategy(made(inner)), clients=3)
+    for _ in range(2):
+        federation.play(lambda node: lies(change) if node == bad else client(node, train_loss=1.0))
+        assert not reasons(federation.replies)
+    found, start = federation.model(), model().state_dict()
+    assert list(found) == list(start)
+    assert all(found[name].dtype == start[name].dtype for name in start)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # a root of a negative loss
+def test_a_metric_that_breaks_the_aggregate_costs_one_round() -> None:
+    federation = Federation(DecodingStrategy(made(QFedAvg)), clients=3)
+    before = federation.model()
+    arrays, _ = federation.play(lambda node: client(node, train_loss=-5.0 if node == 1 else 1.0))
+    assert arrays is None
+    assert same(federation.model(), before)
+    arrays, _ = federation.play(lambda node: client(node, train_loss=1.0))
+    assert arrays is not None
+
+
+def test_flowers_dp_strategy_inside_goes_on_without_the_client_that_fails() -> None:
+    inner = DifferentialPrivacyServerSideFixedClipping(FedAvg(), 0.1, 1.0, 3)
+    federation = Federation(DecodingStrategy(inner), clients=3)
+    arrays, metrics = federation.play(
+        lambda node: changed(not_finite, 1) if node == 1 else client(node)
+    )
+    assert arrays is not None
+    assert metrics is not None
+    assert metrics["gradguard.replies.refused"] == 1
+
+
+def test_where_metrics_differ_and_no_form_has_most_what_is_shared_is_kept() -> None:
+    federation = Federation(clients=2)
+    _, metrics = federation.play(lambda node: client(node, loss=1.0, **{f"own{node}": 1.0}))
+    assert metrics is not None
+    assert metrics["gradguard.replies.refused"] == 0
+    assert metrics["loss"] == 1.0
+    assert "own1" not in metrics
+    assert same(federation.model(), honest_model(1, 2))
+
+
+def test_names_of_records_do_not_matter() -> None:
+    federation = Federation(clients=2)
+    federation.play(lambda node: changed(other_record_name, node) if node == 1 else client(node))
+    assert same(federation.model(), honest_model(1, 2))
+
+
+def test_a_second_reply_of_a_node_is_dropped() -> None:
+    federation, strategy = Federation(clients=2), DecodingStrategy(FedAvg())
+    asked = strategy.configure_train(1, federation.arrays, ConfigRecord(), federation.grid)
+    replies = []
+    for message in asked:
+        node = message.metadata.dst_node_id
+        replies.append(client(node)(copy.deepcopy(message), context(node)))
+    _, metrics = strategy.aggregate_train(1, [*replies, *copy.deepcopy(replies)])
+    assert metrics is not None
+    assert metrics["gradguard.replies.refused"] == 2
 
 
 def test_epsilon_of_a_round_is_the_largest() -> None:

@@ -327,6 +327,24 @@ def test_noise_of_two_rounds_from_one_memory_differs() -> None:
     assert not torch.equal(*sent)
 
 
+def test_messages_that_overlap_share_no_noise() -> None:
+    """A server that asks twice at once gets two messages from one memory."""
+    noisy = Defense("noise", transform=chain(ClipByGlobalNorm(1.0), AddGaussian(1.0)))
+    own, received, sent = context(), model().state_dict(), []
+    guarded(GuardMod(noisy), app(lambda r: r))(instruction(received), own)
+    for other in (copy.deepcopy(own), copy.deepcopy(own)):
+        reply = guarded(GuardMod(noisy), app(lambda r: r))(instruction(received), other)
+        sent.append(sent_model(reply)["0.weight"])
+    assert float((sent[0] - sent[1]).std()) > 0.5
+
+
+def test_a_model_without_parameters_is_refused() -> None:
+    entries = {"table": torch.arange(5)}
+    mod = GuardMod(TOP_K, buffers="send")
+    reply = guarded(mod, app(moved))(instruction(entries), context())
+    assert "none of the model's entries is a parameter" in reason(reply)
+
+
 def test_a_private_client_whose_memory_was_lost_refuses_to_go_on() -> None:
     mod = GuardMod(Defense("d", transform=[]), client_dp=ClientDP(1.0, 1.0), wire=True)
     reply = guarded(mod, app(moved))(asked(accepted=2), context())

@@ -47,6 +47,17 @@ def test_a_node_overrules_code_and_run() -> None:
     assert settings(own=own, defense=NONE).defense == TOP_K
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("aggregated", True), ("buffers", "send"), ("simulation-seed", 1)]
+)
+def test_a_run_may_not_weaken_what_a_node_says(key: str, value: Any) -> None:
+    own, run = {"gradguard-defense": TOP_K.to_json()}, {f"gradguard-{key}": value}
+    with pytest.raises(ValueError, match=f"gradguard-{key}, and this node has settings"):
+        settings(own=own, run=run)
+    assert settings(own=own | run).defense == TOP_K
+    assert settings(own=own, run={"gradguard-wire": True}).wire
+
+
 def test_without_a_defence_nothing_is_defended_by_accident() -> None:
     with pytest.raises(ValueError, match="no defence is given"):
         settings(run={"gradguard-wire": True})
@@ -89,6 +100,8 @@ def test_two_units_of_privacy_are_refused() -> None:
 def test_buffers_are_not_sent_beside_private_updates() -> None:
     with pytest.raises(ValueError, match="buffers are withheld"):
         UpdateSettings(TOP_K, client_dp=ClientDP(1.0, 1.0), buffers="send")
+    with pytest.raises(ValueError, match="buffers are withheld"):
+        UpdateSettings(PRIVATE, buffers="send")
 
 
 def test_a_cohort_needs_the_assurance_that_messages_are_summed() -> None:
