@@ -34,6 +34,7 @@ from gradguard.updates.recording_layout import (
     LABELS,
     MODEL,
     MOST_NAME,
+    PART,
     Shapes,
     check_client,
     check_count,
@@ -100,8 +101,9 @@ class Recorder:
         self._rounds: dict[int, _Round] = {}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # Audited clients may have written their labels first.
-            others = {path.name for path in self.folder.iterdir()} - {LABELS}
+            # Audited clients may have written their labels first, or a killed server nothing yet.
+            found = {path.name for path in self.folder.iterdir() if path.suffix != PART}
+            others = found - {LABELS}
             if INDEX in others:
                 read_json(self.folder / INDEX)
             elif others:

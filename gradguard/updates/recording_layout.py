@@ -24,6 +24,8 @@ from gradguard.updates.layout import Entries
 
 FORMAT = 1
 INDEX, MODEL, LABELS = "index.json", "model.safetensors", "labels"
+PART = ".part"
+"""How files end that were not finished."""
 MOST_ROUND = 10**6
 MOST_NAME = 1024
 """Characters of a client's name."""
@@ -140,7 +142,7 @@ def digest_of(tensors: Mapping[str, Tensor]) -> bytes:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.digest()
 
 
@@ -159,7 +161,7 @@ def write_json(path: Path, table: Mapping[str, Any]) -> None:
 def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Have ``path`` hold all of what ``write`` writes, or what it held before."""
     # Drawn, not a process's number: clients write from several machines into one folder.
-    temporary = path.with_name(f".{secrets.token_hex(8)}.part")
+    temporary = path.with_name(f".{secrets.token_hex(8)}{PART}")
     try:
         write(temporary)
         os.replace(temporary, path)

@@ -144,6 +144,13 @@ def test_a_restarted_server_goes_on_in_the_same_folder(tmp_path: Path) -> None:
     assert recording.rounds[0].refused == (("x", "truncated"),)
 
 
+def test_a_server_that_was_killed_at_its_first_file_can_begin_again(tmp_path: Path) -> None:
+    (tmp_path / ".abc.part").write_bytes(b"half")
+    (tmp_path / "labels").mkdir()
+    recorded(tmp_path, "a")
+    assert len(read_recording(tmp_path).messages) == 1
+
+
 def test_another_run_does_not_mix_into_a_recording(tmp_path: Path) -> None:
     recorded(tmp_path, "a")
     other = {name: part + 1 for name, part in MODEL.items()}
