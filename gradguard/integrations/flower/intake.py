@@ -106,9 +106,11 @@ def _rewritten(
     (metrics,) = reply.content.metric_records.values()
     told: dict[str, object] = {key: metrics.pop(key) for key in list(metrics) if _is_ours(key)}
     (name,) = asked.message.content.array_records
-    others = {key: r for key, r in reply.content.config_records.items() if key != RECORD}
-    content = {name: record_of(found.model), "metrics": metrics}
-    reply.content = RecordDict({**others, **content})
+    content = RecordDict({name: record_of(found.model), "metrics": metrics})
+    for key, record in reply.content.config_records.items():
+        if key != RECORD:
+            content[key] = record
+    reply.content = content
     return reply, found.tag, told
 
 
