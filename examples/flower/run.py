@@ -46,6 +46,6 @@ def table_in(output: str, mode: str) -> str:
 
 
 if __name__ == "__main__":
-    # As Ctrl-C: what was started is ended.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGINT, signal.SIGTERM):  # what was started is ended before this is
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     sys.exit(main(sys.argv[1:]))
