@@ -17,6 +17,7 @@ from gradguard.integrations.flower.arrays import record_of, tensors_of
 from gradguard.integrations.flower.handshake import RECORD, new_ticket
 from gradguard.integrations.flower.intake import Instruction, take_in
 from gradguard.integrations.flower.metrics import EPSILON, PREFIX, summary
+from gradguard.integrations.flower.wrapper import Wrapper
 
 REFUSALS = PREFIX + "replies.refused"
 """The metric that counts replies which were errors, or not used."""
@@ -24,7 +25,7 @@ REFUSALS = PREFIX + "replies.refused"
 log = logging.getLogger("gradguard")
 
 
-class DecodingStrategy(Strategy):
+class DecodingStrategy(Wrapper):
     """Any strategy of Flower's, for clients with :class:`GuardMod`.
 
     ``strategy`` is handed whole models, as of clients that do not encode, and Flower's averages.
@@ -54,9 +55,8 @@ class DecodingStrategy(Strategy):
     """
 
     def __init__(self, strategy: Strategy, *, accept_plain: bool = False) -> None:
-        if not isinstance(strategy, Strategy):
-            raise TypeError(f"expected a strategy of flwr.serverapp.strategy, got {strategy!r}")
-        self.strategy, self.accept_plain = strategy, accept_plain
+        super().__init__(strategy)
+        self.accept_plain = accept_plain
         self._accepted: Counter[int] = Counter()
         self._asked: dict[int, Instruction] = {}
         self._arrays = ArrayRecord()
@@ -92,22 +92,6 @@ class DecodingStrategy(Strategy):
         found = self.strategy.aggregate_train(server_round, [one.reply for one in taken])
         arrays = None if found[0] is None else _usable(found[0], self._arrays)
         return arrays, MetricRecord({**(found[1] or {}), **ours}) if replies else found[1]
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """As ``strategy`` does."""
-        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """As ``strategy`` does."""
-        return self.strategy.aggregate_evaluate(server_round, replies)
-
-    def summary(self) -> None:
-        """As ``strategy`` does."""
-        self.strategy.summary()
 
     def __repr__(self) -> str:
         return f"DecodingStrategy({type(self.strategy).__name__})"

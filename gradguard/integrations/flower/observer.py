@@ -12,12 +12,13 @@ from flwr.serverapp.strategy import Strategy
 
 from gradguard.integrations.flower.arrays import tensors_of
 from gradguard.integrations.flower.reply import ReplyError, read_reply
+from gradguard.integrations.flower.wrapper import Wrapper
 from gradguard.updates.recording import Recorder
 
 log = logging.getLogger("gradguard")
 
 
-class Observer(Strategy):
+class Observer(Wrapper):
     """Any strategy of Flower's, with a record of what clients send to it: for audits and tests.
 
     **The folder reveals labels of the clients' data**, as far as their defence lets it. Put it
@@ -43,9 +44,8 @@ class Observer(Strategy):
     """
 
     def __init__(self, strategy: Strategy, folder: Path | str) -> None:
-        if not isinstance(strategy, Strategy):
-            raise TypeError(f"expected a strategy of flwr.serverapp.strategy, got {strategy!r}")
-        self.strategy, self.recorder = strategy, Recorder(folder)
+        super().__init__(strategy)
+        self.recorder = Recorder(folder)
         self._sent: dict[int, ArrayRecord] = {}
         self._of_all: ArrayRecord | None = None
 
@@ -71,22 +71,6 @@ class Observer(Strategy):
         for reply in replies:
             self._record(server_round, reply)
         return self.strategy.aggregate_train(server_round, replies)
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """As ``strategy`` does."""
-        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """As ``strategy`` does."""
-        return self.strategy.aggregate_evaluate(server_round, replies)
-
-    def summary(self) -> None:
-        """As ``strategy`` does."""
-        self.strategy.summary()
 
     def __repr__(self) -> str:
         return f"Observer({self.strategy!r}, {str(self.recorder.folder)!r})"
