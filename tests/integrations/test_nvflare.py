@@ -24,7 +24,7 @@ from nvflare.apis.filter import (
 )
 from nvflare.apis.fl_constant import FilterKey, FLContextKey, ReservedKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
-from nvflare.apis.shareable import Shareable, make_reply
+from nvflare.apis.shareable import ReservedHeaderKey, Shareable, make_reply
 from nvflare.apis.utils.task_utils import apply_filters
 from nvflare.apis.workspace import Workspace
 from nvflare.app_common.abstract.model import make_model_learnable
@@ -32,7 +32,10 @@ from nvflare.app_common.app_constant import AlgorithmConstants, AppConstants
 from nvflare.fuel.utils import fobs
 from nvflare.job_config.fed_job_config import FedJobConfig
 from nvflare.private.fed.app.fl_conf import create_privacy_manager
-from nvflare.private.fed.utils.fed_utils import create_job_processing_context_properties
+from nvflare.private.fed.utils.fed_utils import (
+    create_job_processing_context_properties,
+    nvflare_fobs_initialize,
+)
 from nvflare.private.privacy_manager import PrivacyService
 from torch import Tensor, nn
 
@@ -76,6 +79,43 @@ class Tied(nn.Module):
         self.norm = nn.BatchNorm1d(4)
         self.last = nn.Linear(4, 4, bias=False)
         self.last.weight = self.first.weight
+
+
+class Letters(str):
+    """Text with room for more."""
+
+
+class Fraction64(float):
+    """A number with room for more."""
+
+
+class Whole(int):
+    """A number with room for more."""
+
+
+class Table(dict[str, Any]):
+    """A dictionary with room for more."""
+
+
+class Row(list[Any]):
+    """A list with room for more."""
+
+
+class View(np.ndarray):
+    """An array with room for more."""
+
+
+class Answer(Shareable):  # type: ignore[misc]
+    """A result with room for more."""
+
+
+def carriers(raw: np.ndarray) -> list[Any]:
+    """Numbers and text that carry ``raw`` with them."""
+    view = np.zeros(1).view(View)
+    found: list[Any] = [Letters("x"), Fraction64(0.5), Whole(3), Table(a=1), Row([1]), view]
+    for one in found:
+        one.raw = raw
+    return found
 
 
 def text(transform: GradTransform | list[GradTransform]) -> str:
@@ -289,6 +329,58 @@ class TestNothingLeavesUndefended:
         shareable["beside"] = update()
         assert_blocked(guard, shareable, fl_ctx, "'beside'")
 
+    def test_what_leaves_carries_no_attribute_of_what_came(self, tmp_path: Path) -> None:
+        """NVFlare sends the whole ``__dict__`` of a float of a class of its own."""
+        raw = np.random.default_rng(0).normal(size=1000)
+        nvflare_fobs_initialize()
+        guard, fl_ctx = GuardFilter(text(TOP_K)), context(tmp_path)
+        bias = nn.Linear(1, 1).bias
+        bias.raw = raw  # type: ignore[attr-defined]
+        for carrier in (*carriers(raw), bias):
+            for hidden in (carrier, [carrier], {"deep": {"er": carrier}}):
+                evaluated = result({"accuracy": hidden}, kind=DataKind.METRICS)
+                assert_blocked(guard, evaluated, fl_ctx, "the metrics of the result holds")
+                trained = result(update(), meta={"loss": hidden})
+                assert_blocked(guard, trained, fl_ctx, "the meta data of the result holds")
+                trained = result(update())
+                trained.set_header("loss", hidden)
+                assert_blocked(guard, trained, fl_ctx, "a header of the result holds")
+        name = Letters("bias")
+        name.raw = raw  # type: ignore[attr-defined]
+        assert_blocked(guard, result({name: np.ones(2)}), fl_ctx, "the name 'bias'")
+        for kind, data in ((DataKind.WEIGHT_DIFF, update()), (DataKind.METRICS, {"loss": 0.5})):
+            for tables in (Table(), Table(seen=2)):
+                tables.raw = raw  # type: ignore[attr-defined]
+                came = Answer(result(data, kind=kind, meta=tables))
+                came.set_header(ReservedHeaderKey.CONTENT_TYPE, "DXO")
+                came.raw = raw  # type: ignore[attr-defined]
+                left = fobs.dumps(guard.process(came, fl_ctx))
+                assert raw.tobytes() in fobs.dumps(came)
+                assert raw.tobytes() not in left
+                assert len(left) < 4000
+
+    def test_what_leaves_is_of_the_builtin_types(self, tmp_path: Path) -> None:
+        given = {
+            "numbers": (1, np.float64(2.0), np.int8(3), np.bool_(True), torch.tensor(0.5)),
+            "kind": DataKind.WEIGHTS,
+            "none": None,
+        }
+        found = sent(GuardFilter(text(TOP_K)), result(update(), meta=given), context(tmp_path)).meta
+        assert repr(found["numbers"]) == "[1, 2.0, 3, True, 0.5]"
+        assert (type(found["kind"]), found["kind"], found["none"]) == (str, "WEIGHTS", None)
+
+    def test_with_dp_less_may_be_beside_the_update(self, tmp_path: Path) -> None:
+        def beside(**meta: object) -> Shareable:
+            shareable = result(update(), meta=meta)
+            shareable.set_header(AppConstants.CURRENT_ROUND, 0)
+            return shareable
+
+        guard = GuardFilter(text(Identity()), noise_multiplier=1.0, max_update_norm=1.0)
+        for much in ([0.5] * 100, "x" * 1000):
+            assert_blocked(guard, beside(losses=much), context(tmp_path), "more than 100 values")
+            sent(GuardFilter(text(TOP_K)), beside(losses=much), context(tmp_path / "plain"))
+        sent(guard, beside(losses=[0.5] * 80), context(tmp_path))
+
     def test_an_encrypted_or_defended_update_is_blocked(self, tmp_path: Path) -> None:
         guard, fl_ctx = GuardFilter(text(TOP_K)), context(tmp_path)
         encrypted = result(update(), meta={MetaKey.PROCESSED_ALGORITHM: "HE"})
@@ -301,6 +393,11 @@ class TestNothingLeavesUndefended:
         failed.set_header("also", update())
         found = GuardFilter(text(TOP_K)).process(failed, context(tmp_path))
         assert dict(found) == dict(make_reply(ReturnCode.EXECUTION_EXCEPTION))
+        for code in ("0.1, 0.7, 0.2", 7, Letters("ERROR")):
+            failed.set_return_code(code)
+            found = GuardFilter(text(TOP_K)).process(failed, context(tmp_path))
+            assert type(found.get_return_code()) is str
+            assert dict(found) == dict(make_reply(ReturnCode.ERROR))
 
     def test_metrics_pass_unless_arrays_are_among_them(self, tmp_path: Path) -> None:
         guard, fl_ctx = GuardFilter(text(TOP_K)), context(tmp_path)

@@ -79,7 +79,7 @@ def _as_dtype(name: str, tensor: Tensor, dtype: str | None) -> Tensor:
 
 
 def _checked_name(name: object) -> str:
-    if not isinstance(name, str):
+    if type(name) is not str:  # of another class it may carry more than its letters
         raise ValueError(f"expected arrays by name, got the name {name!r}")
     return name
 
@@ -88,7 +88,7 @@ def _tensor(name: str, value: object) -> Tensor:
     if isinstance(value, Tensor):
         if value.layout != torch.strided or value.is_quantized:
             raise ValueError(f"{name!r} is no dense tensor; send it dense")
-        return value.detach().cpu()
+        return value.detach().cpu().as_subclass(Tensor)
     if isinstance(value, np.ndarray | np.generic):
         array = np.array(value)
         if array.dtype.kind in "biuf" and array.dtype.isnative and array.dtype.itemsize <= 8:

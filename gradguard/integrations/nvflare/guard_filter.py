@@ -16,7 +16,7 @@ from nvflare.apis.filter import (
 )
 from nvflare.apis.fl_constant import FilterKey, FLContextKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
-from nvflare.apis.shareable import Shareable, make_reply
+from nvflare.apis.shareable import Shareable
 from nvflare.apis.utils.fl_context_utils import add_job_audit_event
 from nvflare.app_common.app_constant import AppConstants
 
@@ -24,12 +24,15 @@ from gradguard.defense import Defense
 from gradguard.dp.client_level import PrivateUpdateGuard
 from gradguard.integrations.nvflare.dxo_arrays import dtypes_of, tensors_of, with_dtypes
 from gradguard.integrations.nvflare.outgoing import (
-    check_content,
-    check_plain,
     check_untouched,
-    outgoing_dxo,
+    headers_of,
+    outgoing_metrics,
+    outgoing_update,
     refused_kind,
+    reply_of,
+    reply_of_code,
 )
+from gradguard.integrations.nvflare.plain_values import MOST, MOST_WITH_DP, PlainCopier
 from gradguard.integrations.nvflare.site_ledger import book
 from gradguard.integrations.nvflare.site_memory import (
     Memory,
@@ -70,6 +73,9 @@ class GuardFilter(DXOFilter):  # type: ignore[misc]
 
     - a result leaves defended, or blocked; never as it was trained. NVFlare then sends the return
       code ``TASK_RESULT_FILTER_ERROR`` and nothing of the result;
+    - what leaves is made anew: no object of the job's, whose attributes NVFlare would send too;
+    - beside an update are numbers and texts, at most 1,000 of them and 100,000 characters, and
+      with DP 100 and 1,000;
     - results of other kinds, encrypted ones, and arrays beside the update, as SCAFFOLD's, are
       blocked;
     - what the next round needs is on the site's disk before anything is sent; a round that is
@@ -78,9 +84,10 @@ class GuardFilter(DXOFilter):  # type: ignore[misc]
       sent updates or, with DP, the job has gone on for rounds;
     - the update is bitwise that of :class:`gradguard.UpdateGuard`.
 
-    Not guaranteed: anything about numbers and texts beside the update (losses, numbers of steps),
-    about what leaves by other ways than task results (streamed metrics and logs, the messages of
-    swarm learning), or about jobs that bring their own code, which runs in the filter's process.
+    Not guaranteed: anything about numbers and texts beside the update (losses, numbers of steps);
+    about what leaves by other ways than task results: streamed metrics and logs, the messages of
+    swarm learning, and the public properties of the context, which go with every message; or about
+    jobs that bring their own code, which runs in the filter's process.
 
     Args:
         defense: The text of ``Defense.to_json()``.
@@ -166,24 +173,36 @@ class GuardFilter(DXOFilter):  # type: ignore[misc]
         Raises:
             ValueError: It cannot be defended.
         """
+        return self._trained(dxo, self._copier(), shareable, fl_ctx)
+
+    def _trained(
+        self, dxo: DXO, copier: PlainCopier, shareable: Shareable, fl_ctx: FLContext
+    ) -> DXO:
         self._check_place(fl_ctx)
         if dxo.data_kind != DataKind.WEIGHT_DIFF:
             raise ValueError(refused_kind(dxo.data_kind))
         check_untouched(dxo, type(self).__name__)
-        check_plain(dxo.meta, "the meta data")
+        meta = {**copier.table(dxo.meta, "the meta data")}
         changes = tensors_of(dxo.data)
         with _AT_WORK:
-            return self._defended(changes, dxo, shareable, fl_ctx)
+            return self._defended(changes, dxo, meta, shareable, fl_ctx)
 
     def __repr__(self) -> str:
         return f"GuardFilter({self.settings.defense.name!r})"
 
-    def _defended(self, changes: Entries, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> DXO:
+    def _defended(
+        self,
+        changes: Entries,
+        dxo: DXO,
+        meta: dict[str, object],
+        shareable: Shareable,
+        fl_ctx: FLContext,
+    ) -> DXO:
         path, memory = self._recalled(shareable, fl_ctx)
         changes = with_dtypes(changes, {} if memory is None else memory.dtypes)
         guard = self._guard(changes, memory, fl_ctx)
         update = guard.protect({name: torch.zeros_like(t) for name, t in changes.items()}, changes)
-        new = outgoing_dxo(update, guard, dxo, wire=self.settings.wire)
+        new = outgoing_update(update, guard, dxo, meta, wire=self.settings.wire)
         new.add_filter_history(type(self).__name__)
         sent = 1 + (0 if memory is None else memory.sent)
         self._book(guard, fl_ctx)
@@ -196,16 +215,18 @@ class GuardFilter(DXOFilter):  # type: ignore[misc]
     def _processed(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         code = shareable.get_return_code()
         if code != ReturnCode.OK:
-            return make_reply(str(code)[:100])  # whatever it holds besides stays here
-        check_content(shareable)
+            return reply_of_code(code)  # whatever it holds besides stays here
+        copier = self._copier()
+        headers = headers_of(shareable, copier)
         dxo = from_shareable(shareable)
         if dxo.data_kind == DataKind.METRICS:
-            check_plain(dxo.data, "the metrics")
-            check_plain(dxo.meta, "the meta data")
-            return dxo.update_shareable(shareable)  # and nothing else that was in its table
-        new = self.process_dxo(dxo, shareable, fl_ctx)
+            return reply_of(outgoing_metrics(dxo, copier), headers)
+        new = self._trained(dxo, copier, shareable, fl_ctx)
         add_job_audit_event(fl_ctx=fl_ctx, msg=f"applied filter: {self!r}")
-        return new.update_shareable(shareable)
+        return reply_of(new, headers)
+
+    def _copier(self) -> PlainCopier:
+        return PlainCopier(MOST if self.settings.client_dp is None else MOST_WITH_DP)
 
     def _check_place(self, fl_ctx: FLContext) -> None:
         chain = self.get_prop(FilterContextKey.CHAIN_TYPE)

@@ -1,20 +1,13 @@
-"""What of a site's result may leave beside the update, and which results may not leave at all."""
+"""What leaves a site for one result, made anew, and which results may not leave at all."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-
-import numpy as np
 from nvflare.apis.dxo import DXO, DataKind, MetaKey
-from nvflare.apis.shareable import ReservedHeaderKey, Shareable
-from torch import Tensor
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.shareable import ReservedHeaderKey, Shareable, make_reply
 
-from gradguard.integrations.nvflare.dxo_arrays import (
-    WIRE_KEY,
-    arrays_like,
-    kind_of,
-    size_of,
-)
+from gradguard.integrations.nvflare.dxo_arrays import WIRE_KEY, arrays_like, size_of
+from gradguard.integrations.nvflare.plain_values import PlainCopier
 from gradguard.integrations.nvflare.site_settings import privacy_of
 from gradguard.updates.layout import Entries
 from gradguard.updates.update_guard import UpdateGuard
@@ -23,25 +16,49 @@ from gradguard.wire.sending import encode_stated
 PREFIX = "gradguard."
 """Of the entries that a guard adds to the meta data of a DXO."""
 
-MOST_VALUES = 1000
-"""Of numbers and texts beside the arrays of one result."""
-
-MOST_TEXT = 100_000
-"""Of characters in all of them."""
-
-LONGEST = 64
-"""Bits of a whole number: Python's may have as many as a model."""
+CODES = frozenset(
+    value
+    for name, value in vars(ReturnCode).items()
+    if isinstance(value, str) and not name.startswith("_")
+)
+"""The return codes that NVFlare knows."""
 
 
-def outgoing_dxo(update: Entries, guard: UpdateGuard, old: DXO, *, wire: bool) -> DXO:
-    """What leaves a site: ``update``, with what is known of it beside what ``old`` says.
+def reply_of_code(code: object) -> Shareable:
+    """A reply of nothing but a return code, and of those that NVFlare knows."""
+    known = next((one for one in CODES if one == code), ReturnCode.ERROR)
+    return make_reply(known)
+
+
+def reply_of(dxo: DXO, headers: dict[str, object]) -> Shareable:
+    """A result of these, in a Shareable of its own."""
+    found = Shareable()
+    found[ReservedHeaderKey.HEADERS] = headers
+    return dxo.update_shareable(found)
+
+
+def outgoing_metrics(dxo: DXO, copier: PlainCopier) -> DXO:
+    """What leaves of an evaluation.
+
+    Raises:
+        ValueError: There is anything but numbers and text in it.
+    """
+    data, meta = copier.table(dxo.data, "the metrics"), copier.table(dxo.meta, "the meta data")
+    return DXO(DataKind.METRICS, data=data, meta=meta)
+
+
+def outgoing_update(
+    update: Entries, guard: UpdateGuard, old: DXO, meta: dict[str, object], *, wire: bool
+) -> DXO:
+    """What leaves of a training: ``update``, and what is known of it beside ``meta``.
 
     Args:
         update: Of ``guard``, after which it has made no other.
         old: The result of training.
+        meta: Its meta data, copied.
         wire: As gradguard's bytes.
     """
-    meta = {key: value for key, value in old.meta.items() if not key.startswith(PREFIX)}
+    meta = {key: value for key, value in meta.items() if not key.startswith(PREFIX)}
     dense = sent = size_of(update)
     if wire:
         payload = encode_stated(update, guard.state, names=guard.layout.parameters)
@@ -53,44 +70,19 @@ def outgoing_dxo(update: Entries, guard: UpdateGuard, old: DXO, *, wire: bool) -
     return new
 
 
-def check_plain(value: object, what: str) -> None:
-    """Raise unless ``value`` is made of single numbers, text and containers of them, and few.
-
-    Algorithms put whole models beside the update, such as SCAFFOLD its control variates.
+def headers_of(shareable: Shareable, copier: PlainCopier) -> dict[str, object]:
+    """The headers of a result, copied.
 
     Raises:
-        ValueError: Something in it is an array, bytes or another object, or there is too much.
-
-    >>> check_plain({"loss": 0.5, "per class": [0.1, 0.9]}, "the meta data")
-    >>> check_plain({"control": np.zeros(3)}, "the meta data")
-    Traceback (most recent call last):
-        ...
-    ValueError: the meta data of the result holds an array of 3 numbers, which no transform \
-covers; expected numbers and text
+        ValueError: The result holds anything but them and one DXO, or they anything but numbers
+            and text.
     """
-    text = 0
-    for number, leaf in enumerate(_leaves(value), start=1):
-        if not _is_plain(leaf):
-            raise ValueError(
-                f"{what} of the result holds {kind_of(leaf)}, which no transform covers; expected "
-                "numbers and text"
-            )
-        text += len(leaf) if isinstance(leaf, str) else 0
-        if number > MOST_VALUES or text > MOST_TEXT:
-            raise ValueError(
-                f"{what} of the result holds more than {MOST_VALUES:,} values, or more than "
-                f"{MOST_TEXT:,} characters, which no transform covers"
-            )
-
-
-def check_content(shareable: Shareable) -> None:
-    """Raise if a result holds anything but one DXO, and headers made of numbers and text."""
-    if extra := shareable.keys() - {ReservedHeaderKey.HEADERS, "DXO"}:
+    if extra := set(shareable) - {ReservedHeaderKey.HEADERS, "DXO"}:
         raise ValueError(
             f"the result holds {sorted(map(str, extra))[0]!r} beside its DXO, which no transform "
             "covers; send one DXO"
         )
-    check_plain(shareable.get(ReservedHeaderKey.HEADERS) or {}, "a header")
+    return {**copier.table(shareable.get(ReservedHeaderKey.HEADERS) or {}, "a header")}
 
 
 def check_untouched(dxo: DXO, guard: str) -> None:
@@ -119,25 +111,3 @@ def refused_kind(kind: str) -> str:
         "expected one WEIGHT_DIFF or METRICS. For jobs of other kinds use another scope of "
         "privacy.json"
     )
-
-
-def _is_plain(leaf: object) -> bool:
-    if isinstance(leaf, int):
-        return leaf.bit_length() <= LONGEST
-    if isinstance(leaf, np.ndarray):
-        return leaf.size == 1 and leaf.dtype.kind in "biuf"  # a metric that was not made a number
-    if isinstance(leaf, Tensor):
-        return leaf.numel() == 1
-    return leaf is None or isinstance(leaf, str | float | np.number | np.bool_)
-
-
-def _leaves(value: object) -> Iterator[object]:
-    if isinstance(value, Mapping):
-        for key, held in value.items():
-            yield key
-            yield from _leaves(held)
-    elif isinstance(value, list | tuple | set | frozenset):
-        for held in value:
-            yield from _leaves(held)
-    else:
-        yield value
