@@ -116,7 +116,7 @@ def read_recording(folder: Path | str) -> Recording:
     Raises:
         RecordingError: There is no such folder, it is no recording, or it is damaged.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()
     try:
         if not folder.is_dir():
             raise RecordingError(f"{folder}: no such folder; give one that a Recorder wrote")
@@ -193,6 +193,8 @@ def read_round(folder: Path, number: int) -> dict[str, Any]:
     try:
         if table["round"] != number:
             raise RecordingError(f"it is that of round {table['round']!r}")
+        if type(table["messages"]) is not list or type(table["refused"]) is not list:
+            raise RecordingError("messages and refused must be lists")
         for entry in table["messages"]:
             check_client(entry["client"])
             if type(entry["own_reference"]) is not bool:
@@ -217,20 +219,29 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         RecordingError: It is none, or of another number.
     """
+    _check_plain_file(path)
     try:
         if path.stat().st_size > MOST_JSON:
             raise RecordingError(f"{path}: more than {MOST_JSON:,} bytes")
         table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except RecordingError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:  # a number of 5,000 digits too
         raise RecordingError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(table, dict) or "format" not in table:
         raise RecordingError(f"{path}: not a part of a recording, for it has no format number")
-    if table["format"] != FORMAT:
+    if type(table["format"]) is not int or table["format"] != FORMAT:
         raise RecordingError(
             f"{path}: of format {table['format']!r}, expected {FORMAT}; read it with the gradguard "
             "that wrote it"
         )
     return table
+
+
+def _check_plain_file(path: Path) -> None:
+    """Raise for a link, which may lead out of the folder, and for a pipe, which would wait."""
+    if path.resolve() != path or not path.is_file():  # of a resolved folder
+        raise RecordingError(f"{path}: missing or damaged (no plain file of its own)")
 
 
 def tensor_shapes(path: Path) -> Shapes:
@@ -239,6 +250,7 @@ def tensor_shapes(path: Path) -> Shapes:
     Raises:
         RecordingError: It is gone or damaged.
     """
+    _check_plain_file(path)
     try:
         with safe_open(path, "pt") as file:
             names = file.keys()  # it cannot be iterated itself
@@ -253,6 +265,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         RecordingError: It is gone or damaged, or holds NaN or infinity.
     """
+    _check_plain_file(path)
     try:
         with safe_open(path, "pt") as file:
             names = file.keys()

@@ -97,7 +97,7 @@ class Recorder:
     """
 
     def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).resolve()
         self._rounds: dict[int, _Round] = {}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

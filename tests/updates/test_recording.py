@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -388,4 +390,56 @@ def test_a_message_of_another_model_is_found(tmp_path: Path) -> None:
     file = f"round-0001/{message_file('a')}"
     (tmp_path / file).write_bytes((tmp_path / "other" / file).read_bytes())
     with pytest.raises(RecordingError, match="'w', which the model of the round lacks"):
+        read_recording(tmp_path)
+
+
+def test_a_link_or_a_pipe_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
+    for what in ("link", "pipe", "linked folder"):
+        folder = tmp_path / what
+        recorder = Recorder(folder)
+        recorder.begin_round(1, {"w": torch.zeros(2)})
+        recorder.add(1, "a", {"w": torch.zeros(2)})
+        file = next((folder / "round-0001").glob("client-*"))
+        if what == "linked folder":
+            (folder / "round-0001").rename(tmp_path / "elsewhere")
+            (folder / "round-0001").symlink_to(tmp_path / "elsewhere")
+        elif what == "pipe":
+            file.unlink()
+            os.mkfifo(file)
+        else:
+            file.rename(tmp_path / "outside")
+            file.symlink_to(tmp_path / "outside")
+        with pytest.raises(RecordingError, match="no plain file"):
+            read_recording(folder)
+
+
+def test_a_folder_that_is_itself_a_link_is_read(tmp_path: Path) -> None:
+    Recorder(tmp_path / "real").begin_round(1, {"w": torch.zeros(2)})
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert len(read_recording(tmp_path / "link").rounds) == 1
+    assert Recorder(tmp_path / "link").folder == tmp_path / "real"
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("labels", {"counts": "@" + "9" * 5000}),
+        ("index", {"messages": {}}),
+        ("index", {"refused": {}}),
+        ("index", {"format": True}),
+    ],
+)
+def test_other_types_than_were_written_are_refused(
+    tmp_path: Path, file: str, change: dict[str, object]
+) -> None:
+    recorder = Recorder(tmp_path)
+    recorder.begin_round(1, {"w": torch.zeros(2)})
+    recorder.add(1, "a", {"w": torch.zeros(2)})
+    record_labels(tmp_path, 1, "a", torch.tensor([0, 1]), classes=2)
+    where = "labels/round-0001" if file == "labels" else "round-0001"
+    path = next((tmp_path / where).glob("*.json"))
+    text = json.dumps(json.loads(path.read_text()) | change)
+    # A number with more digits than Python reads.
+    path.write_text(re.sub('"@(9+)"', r"[\1]", text))
+    with pytest.raises(RecordingError):
         read_recording(tmp_path)
