@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import stat
+import zipfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,7 @@ from nvflare.app_common.app_constant import AlgorithmConstants, AppConstants
 from nvflare.fuel.utils import fobs
 from nvflare.job_config.fed_job_config import FedJobConfig
 from nvflare.private.fed.app.fl_conf import create_privacy_manager
+from nvflare.private.fed.utils.app_deployer import AppDeployer
 from nvflare.private.fed.utils.fed_utils import (
     create_job_processing_context_properties,
     nvflare_fobs_initialize,
@@ -57,11 +61,13 @@ from gradguard import (
     chain,
     wire,
 )
-from gradguard.dp import ClientDP, PrivacyLedger
+from gradguard.dp import ClientDP
 from gradguard.dp.client_level import PrivateUpdateGuard
 from gradguard.integrations.nvflare import DecodingFilter, GuardFilter
 from gradguard.integrations.nvflare.dxo_arrays import WIRE_KEY
-from gradguard.integrations.nvflare.site_ledger import book
+from gradguard.integrations.nvflare.site_files import alone
+from gradguard.integrations.nvflare.site_ledger import book, read_ledger
+from gradguard.integrations.nvflare.site_memory import place, recall
 from gradguard.integrations.update_settings import seed_of
 from tests.integrations.nvflare_site import Digits
 
@@ -335,7 +341,7 @@ class TestNothingLeavesUndefended:
         nvflare_fobs_initialize()
         guard, fl_ctx = GuardFilter(text(TOP_K)), context(tmp_path)
         bias = nn.Linear(1, 1).bias
-        bias.raw = raw  # type: ignore[attr-defined]
+        bias.raw = raw
         for carrier in (*carriers(raw), bias):
             for hidden in (carrier, [carrier], {"deep": {"er": carrier}}):
                 evaluated = result({"accuracy": hidden}, kind=DataKind.METRICS)
@@ -461,6 +467,17 @@ class TestNothingLeavesUndefended:
         assert not seen
 
 
+def deployed(folder: Path, job: str) -> None:
+    """Have NVFlare deploy an empty app as ``job``, which empties what was there."""
+    empty = io.BytesIO()
+    zipfile.ZipFile(empty, "w").close()
+    workspace = Workspace(str(folder), SITE)
+    with contextlib.suppress(Exception):  # it has no configuration, which is noticed after that
+        AppDeployer().deploy(workspace, job, {}, "app", empty.getvalue(), context(folder))
+    assert not list(Path(workspace.get_run_dir(job)).rglob("*.safetensors"))
+    context(folder)
+
+
 class TestTheMemoryOfASite:
     def file(self, folder: Path) -> Path:
         [found] = folder.glob(f"{JOB}/gradguard/*.safetensors")
@@ -489,6 +506,65 @@ class TestTheMemoryOfASite:
         path = self.file(tmp_path)
         path.write_bytes(path.read_bytes()[:-1] if damage is None else damage)
         assert_blocked(GuardFilter(text(TOP_K)), result(update()), context(tmp_path), "remembers")
+
+    def test_with_any_byte_changed_blocks_or_is_the_same(self, tmp_path: Path) -> None:
+        sent(GuardFilter(text(TOP_K)), result(update()), context(tmp_path))
+        where, path = place(context(tmp_path)), self.file(tmp_path)
+        before, good = recall(where), path.read_bytes()
+        assert before is not None
+        passed = 0
+        for at in range(len(good)):
+            path.write_bytes(good[:at] + bytes([good[at] ^ 4]) + good[at + 1 :])
+            try:
+                after = recall(where)
+            except ValueError:
+                continue
+            passed += 1
+            assert after is not None
+            assert str(after) == str(before)
+        assert passed < len(good) / 20
+
+    def test_of_another_job_or_site_blocks(self, tmp_path: Path) -> None:
+        sent(GuardFilter(text(TOP_K)), result(update()), context(tmp_path))
+        for other in ({"job": "another"}, {"site": "site-2"}):
+            fl_ctx = context(tmp_path, **other)
+            path = place(fl_ctx).path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(self.file(tmp_path).read_bytes())
+            assert_blocked(GuardFilter(text(TOP_K)), result(update()), fl_ctx, "it is of job")
+            path.unlink()
+
+    def test_once_lost_blocks_in_every_process(self, tmp_path: Path) -> None:
+        """As when the job is deployed again, under the same id."""
+        sent(GuardFilter(text(TOP_K)), result(update()), context(tmp_path))
+        older = self.file(tmp_path).read_bytes()
+        sent(GuardFilter(text(TOP_K)), result(update()), context(tmp_path))
+        self.file(tmp_path).write_bytes(older)
+        assert_blocked(GuardFilter(text(TOP_K)), result(update()), context(tmp_path), "older than")
+        deployed(tmp_path, JOB)
+        assert_blocked(GuardFilter(text(TOP_K)), result(update()), context(tmp_path), "deployed")
+        sent(GuardFilter(text(TOP_K)), result(update()), context(tmp_path, job="another"))
+
+    def test_of_how_many_were_sent_once_damaged_blocks(self, tmp_path: Path) -> None:
+        sent(GuardFilter(text(TOP_K)), result(update()), context(tmp_path))
+        lock = place(context(tmp_path)).lock
+        assert lock == tmp_path / ".gradguard" / "jobs" / JOB / "site-1.lock"
+        assert (lock.read_text(), stat.S_IMODE(lock.stat().st_mode)) == (f"{1:020d}\n", 0o600)
+        for damaged in ("1", "x" * 21, f"{1:020d}\n0"):
+            lock.write_text(damaged)
+            assert_blocked(GuardFilter(text(TOP_K)), result(update()), context(tmp_path), "damaged")
+
+    def test_is_used_by_one_process_at_a_time(self, tmp_path: Path) -> None:
+        fl_ctx = context(tmp_path)
+        guard = GuardFilter(text(Identity()), noise_multiplier=1.0, max_update_norm=0.5)
+        came = result(update())
+        came.set_header(AppConstants.CURRENT_ROUND, 0)
+        with ThreadPoolExecutor(1) as pool:
+            with alone(place(fl_ctx).lock):
+                waiting = pool.submit(guard.process, came, fl_ctx)
+                assert not wait([waiting], timeout=0.2).done
+                assert not list(tmp_path.glob(f"{JOB}/**/*.safetensors"))
+            assert from_shareable(waiting.result()).meta["gradguard.releases"] == 1
 
     @pytest.mark.parametrize(
         "changed",
@@ -566,8 +642,8 @@ class TestClientLevelDP:
             guard = self.guard(max_epsilon=budget, ledger="patients")
             fl_ctx = context(tmp_path, job=job)
             assert_blocked(guard, result(update()), fl_ctx, "above the budget")
-        file = tmp_path / "gradguard" / "patients.json"
-        assert PrivacyLedger.from_json(file.read_text()).releases == 3
+        file = tmp_path / ".gradguard" / "patients.json"
+        assert read_ledger(file).releases == 3
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
         other = self.guard(max_epsilon=budget, ledger="others")
         sent(other, result(update()), context(tmp_path, job=jobs[3]))
@@ -577,9 +653,9 @@ class TestClientLevelDP:
             return self.guard(ledger="patients")
 
         sent(guard(), result(update()), context(tmp_path))
-        file = tmp_path / "gradguard" / "patients.json"
+        file = tmp_path / ".gradguard" / "patients.json"
         text = file.read_text()
-        for damaged in ("", "{}", text[:-2], text.replace("1.0", "-1.0")):
+        for damaged in ("", "{}", "[]", text[:-2], text.replace("1.0", "2.0")):
             file.write_text(damaged)
             assert_blocked(guard(), result(update()), context(tmp_path), "sent nothing")
         file.unlink()
@@ -587,22 +663,68 @@ class TestClientLevelDP:
         file.write_text(text)
         assert sent(guard(), result(update()), context(tmp_path)).meta["gradguard.releases"] == 2
 
+    def test_no_job_can_remove_the_ledger_of_a_site(self, tmp_path: Path) -> None:
+        sent(self.guard(ledger="patients"), result(update()), context(tmp_path))
+        for job in ("gradguard", "local", "startup", "jobs", "patients.json"):
+            deployed(tmp_path, job)
+        file = tmp_path / ".gradguard" / "patients.json"
+        assert read_ledger(file).releases == 1
+        with pytest.raises(ValueError, match="invalid job_id"):
+            Workspace(str(tmp_path), SITE).get_run_dir(".gradguard")
+
+    def test_a_ledger_where_a_job_could_remove_it_blocks(self, tmp_path: Path) -> None:
+        fl_ctx = context(tmp_path)
+        (tmp_path / ".gradguard").mkdir()
+        (tmp_path / ".gradguard" / "patients.json").symlink_to(tmp_path / "job" / "shared.json")
+        guard = self.guard(ledger="patients")
+        assert_blocked(guard, result(update()), fl_ctx, "a job called 'job' would remove it")
+
+    def test_a_linked_ledger_is_booked_where_the_link_leads(self, tmp_path: Path) -> None:
+        shared = tmp_path / "shared" / "patients.json"
+        shared.parent.mkdir()
+        for number, site in enumerate(("site-1", "site-2", "site-1"), start=1):
+            fl_ctx = context(tmp_path / site, site=site)
+            link = tmp_path / site / ".gradguard" / "patients.json"
+            link.parent.mkdir(exist_ok=True)
+            if not link.is_symlink():
+                link.symlink_to(shared)
+            sent(self.guard(ledger="patients"), result(update()), fl_ctx)
+            assert link.is_symlink()
+            assert read_ledger(shared).releases == number
+
+    def test_the_ledger_of_a_site_once_lost_or_older_blocks_new_jobs(self, tmp_path: Path) -> None:
+        file = tmp_path / ".gradguard" / "patients.json"
+        held = []
+        for job in ("one", "two"):
+            sent(self.guard(ledger="patients"), result(update()), context(tmp_path, job=job))
+            held.append(file.read_text())
+        for older in (None, held[0]):
+            file.unlink() if older is None else file.write_text(older)
+            for job in ("one", "two", "three"):
+                guard = self.guard(ledger="patients")
+                assert_blocked(guard, result(update()), context(tmp_path, job=job), "it was lost")
+        file.with_suffix(".lock").unlink()  # what the jobs remember remains
+        assert_blocked(guard, result(update()), context(tmp_path, job="two"), "at least 2")
+        file.write_text(held[1])
+        sent(self.guard(ledger="patients"), result(update()), context(tmp_path, job="three"))
+        assert read_ledger(file).releases == 3
+
     def test_jobs_at_the_same_time_are_booked_one_by_one(self, tmp_path: Path) -> None:
         path, dp = tmp_path / "ledger.json", ClientDP(1.0, 0.5)
 
         def booked(_: int) -> None:
             for _ in range(10):
-                book(path, dp, max_epsilon=None, of_this_job=1)
+                book(path, dp, max_epsilon=None, at_least=0)
 
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(booked, range(4)))
-        assert PrivacyLedger.from_json(path.read_text()).releases == 40
+        assert read_ledger(path).releases == 40
 
     def test_a_round_that_is_blocked_costs_the_site_nothing(self, tmp_path: Path) -> None:
         guard = self.guard(ledger="patients")
         bad = result({**update(), "bias": np.full(4, np.nan, dtype=np.float32)})
         assert_blocked(guard, bad, context(tmp_path), "NaN")
-        assert not (tmp_path / "gradguard" / "patients.json").exists()
+        assert not (tmp_path / ".gradguard" / "patients.json").exists()
 
     def test_a_ledger_that_may_be_lost_blocks(self, tmp_path: Path) -> None:
         late = result(update())

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from threading import Lock
+from collections.abc import Mapping
 
 import torch
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
@@ -33,6 +32,7 @@ from gradguard.integrations.nvflare.outgoing import (
     reply_of_code,
 )
 from gradguard.integrations.nvflare.plain_values import MOST, MOST_WITH_DP, PlainCopier
+from gradguard.integrations.nvflare.site_files import alone, kept_file, workspace_of
 from gradguard.integrations.nvflare.site_ledger import book
 from gradguard.integrations.nvflare.site_memory import (
     Memory,
@@ -40,7 +40,6 @@ from gradguard.integrations.nvflare.site_memory import (
     place,
     recall,
     remember,
-    workspace_of,
 )
 from gradguard.integrations.nvflare.site_settings import (
     check_site,
@@ -51,10 +50,6 @@ from gradguard.integrations.update_settings import UpdateSettings
 from gradguard.updates.layout import Entries
 from gradguard.updates.protection import Buffers
 from gradguard.updates.update_guard import UpdateGuard
-
-# One message at a time: two that begin from one memory would be booked as one. Not in the filter,
-# which NVFlare copies.
-_AT_WORK = Lock()
 
 
 class GuardFilter(DXOFilter):  # type: ignore[misc]
@@ -80,8 +75,10 @@ class GuardFilter(DXOFilter):  # type: ignore[misc]
       blocked;
     - what the next round needs is on the site's disk before anything is sent; a round that is
       blocked leaves it as it was;
-    - nothing is sent where that is damaged, another defence's, or missing though this process has
-      sent updates or, with DP, the job has gone on for rounds;
+    - nothing is sent where that is damaged, another defence's, older than what was sent, or
+      missing though updates were sent under this job's id or, with DP, the job has gone on for
+      rounds;
+    - two processes of one job send one after the other, and are booked as two;
     - the update is bitwise that of :class:`gradguard.UpdateGuard`.
 
     Not guaranteed: anything about numbers and texts beside the update (losses, numbers of steps);
@@ -96,8 +93,11 @@ class GuardFilter(DXOFilter):  # type: ignore[misc]
             :class:`gradguard.dp.ClientDP`; and ``delta`` likewise.
         max_epsilon: Nothing is sent that would bring epsilon above it: that of the job, or with
             ``ledger`` that of all jobs.
-        ledger: The name of one for all jobs on the site's data, kept in the site's workspace, which
-            its job processes have to share. Without it each job begins with an empty one.
+        ledger: The name of one for all jobs on the site's data. It is ``NAME.json``, or a link to
+            one, in ``.gradguard`` of the site's workspace, which its job processes have to share;
+            lost together with ``NAME.lock``, it begins anew. It holds only if every scope on that
+            data names it: a filter without it books nothing there. Without it each job begins with
+            an empty one.
         model: ``"module:factory"`` of the site's model, for what is a parameter and what a buffer,
             and which weights are tied; without it names and dtypes decide. Only in the site's own
             file, or in a job that may bring code.
@@ -153,7 +153,6 @@ class GuardFilter(DXOFilter):  # type: ignore[misc]
         self.delta, self.max_epsilon, self.ledger = delta, max_epsilon, ledger
         self.wire, self.aggregated, self.joins_late = wire, aggregated, joins_late
         self.simulation_seed = simulation_seed
-        self._known: dict[Path, int] = {}
 
     def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """The defended result.
@@ -182,10 +181,9 @@ class GuardFilter(DXOFilter):  # type: ignore[misc]
         if dxo.data_kind != DataKind.WEIGHT_DIFF:
             raise ValueError(refused_kind(dxo.data_kind))
         check_untouched(dxo, type(self).__name__)
-        meta = {**copier.table(dxo.meta, "the meta data")}
+        meta = copier.table(dxo.meta, "the meta data")
         changes = tensors_of(dxo.data)
-        with _AT_WORK:
-            return self._defended(changes, dxo, meta, shareable, fl_ctx)
+        return self._defended(changes, dxo, meta, shareable, fl_ctx)
 
     def __repr__(self) -> str:
         return f"GuardFilter({self.settings.defense.name!r})"
@@ -194,22 +192,28 @@ class GuardFilter(DXOFilter):  # type: ignore[misc]
         self,
         changes: Entries,
         dxo: DXO,
-        meta: dict[str, object],
+        meta: Mapping[str, object],
         shareable: Shareable,
         fl_ctx: FLContext,
     ) -> DXO:
-        path, memory = self._recalled(shareable, fl_ctx)
-        changes = with_dtypes(changes, {} if memory is None else memory.dtypes)
-        guard = self._guard(changes, memory, fl_ctx)
-        update = guard.protect({name: torch.zeros_like(t) for name, t in changes.items()}, changes)
-        new = outgoing_update(update, guard, dxo, meta, wire=self.settings.wire)
-        new.add_filter_history(type(self).__name__)
-        sent = 1 + (0 if memory is None else memory.sent)
-        self._book(guard, fl_ctx)
-        arrays, text = guard.state_to_arrays()
-        dtypes = dtypes_of(changes)
-        remember(path, Memory(arrays, text, self.settings.described(), dtypes, sent))
-        self._known[path] = sent
+        where, settings = place(fl_ctx), self.settings.described()
+        # Two messages that begin from one memory would be booked as one.
+        with alone(where.lock) as tally:
+            memory = recall(where)
+            check_memory(memory, where, settings, known=tally.count)
+            if memory is None:
+                self._begin(shareable, fl_ctx)
+            changes = with_dtypes(changes, {} if memory is None else memory.dtypes)
+            guard = self._guard(changes, memory, fl_ctx)
+            zeros = {name: torch.zeros_like(tensor) for name, tensor in changes.items()}
+            update = guard.protect(zeros, changes)
+            new = outgoing_update(update, guard, dxo, meta, wire=self.settings.wire)
+            new.add_filter_history(type(self).__name__)
+            booked = self._book(guard, memory, fl_ctx)
+            sent = 1 + (0 if memory is None else memory.sent)
+            state = guard.state_to_arrays()
+            remember(where, Memory(*state, settings, dtypes_of(changes), sent, booked))
+            tally.raise_to(sent)
         return new
 
     def _processed(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
@@ -237,14 +241,6 @@ class GuardFilter(DXOFilter):  # type: ignore[misc]
                 "app's task_result_filters, with direction out or none"
             )
 
-    def _recalled(self, shareable: Shareable, fl_ctx: FLContext) -> tuple[Path, Memory | None]:
-        path = place(fl_ctx)
-        memory = recall(path)
-        check_memory(memory, path, self.settings.described(), known=self._known.get(path, 0))
-        if memory is None:
-            self._begin(shareable, fl_ctx)
-        return path, memory
-
     def _begin(self, shareable: Shareable, fl_ctx: FLContext) -> None:
         if self.settings.is_off:
             name = self.settings.defense.name
@@ -267,15 +263,16 @@ class GuardFilter(DXOFilter):  # type: ignore[misc]
             guard.load_arrays(memory.arrays, memory.text)
         return guard
 
-    def _book(self, guard: UpdateGuard, fl_ctx: FLContext) -> None:
+    def _book(self, guard: UpdateGuard, memory: Memory | None, fl_ctx: FLContext) -> int:
         if self.ledger is None or not isinstance(guard, PrivateUpdateGuard):
-            return
-        path = Path(workspace_of(fl_ctx).get_root_dir()) / "gradguard" / f"{self.ledger}.json"
-        made = guard.ledger.releases
-        ledger = book(path, guard.dp, max_epsilon=self.max_epsilon, of_this_job=made)
+            return 0
+        path = kept_file(workspace_of(fl_ctx), f"{self.ledger}.json")
+        known = max(guard.ledger.releases - 1, 0 if memory is None else memory.booked)
+        ledger = book(path, guard.dp, max_epsilon=self.max_epsilon, at_least=known)
         # Not to the server: it need not know of other jobs.
         spent = f"{ledger.epsilon(guard.dp.delta):.4g} at delta {guard.dp.delta:g}"
         self.log_info(fl_ctx, f"{path}: {ledger.releases} updates, epsilon {spent}")
+        return ledger.releases
 
     def _site_model(self, fl_ctx: FLContext) -> torch.nn.Module:
         assert self.model is not None

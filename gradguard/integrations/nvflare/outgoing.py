@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from nvflare.apis.dxo import DXO, DataKind, MetaKey
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable, make_reply
@@ -30,10 +32,10 @@ def reply_of_code(code: object) -> Shareable:
     return make_reply(known)
 
 
-def reply_of(dxo: DXO, headers: dict[str, object]) -> Shareable:
+def reply_of(dxo: DXO, headers: Mapping[str, object]) -> Shareable:
     """A result of these, in a Shareable of its own."""
     found = Shareable()
-    found[ReservedHeaderKey.HEADERS] = headers
+    found[ReservedHeaderKey.HEADERS] = dict(headers)
     return dxo.update_shareable(found)
 
 
@@ -48,7 +50,7 @@ def outgoing_metrics(dxo: DXO, copier: PlainCopier) -> DXO:
 
 
 def outgoing_update(
-    update: Entries, guard: UpdateGuard, old: DXO, meta: dict[str, object], *, wire: bool
+    update: Entries, guard: UpdateGuard, old: DXO, meta: Mapping[str, object], *, wire: bool
 ) -> DXO:
     """What leaves of a training: ``update``, and what is known of it beside ``meta``.
 
@@ -58,19 +60,19 @@ def outgoing_update(
         meta: Its meta data, copied.
         wire: As gradguard's bytes.
     """
-    meta = {key: value for key, value in meta.items() if not key.startswith(PREFIX)}
+    beside = {key: value for key, value in meta.items() if not key.startswith(PREFIX)}
     dense = sent = size_of(update)
     if wire:
         payload = encode_stated(update, guard.state, names=guard.layout.parameters)
-        new, sent = DXO(DataKind.APP_DEFINED, data={WIRE_KEY: payload}, meta=meta), len(payload)
+        new, sent = DXO(DataKind.APP_DEFINED, data={WIRE_KEY: payload}, meta=beside), len(payload)
     else:
-        new = DXO(DataKind.WEIGHT_DIFF, data=arrays_like(update, old.data), meta=meta)
+        new = DXO(DataKind.WEIGHT_DIFF, data=arrays_like(update, old.data), meta=beside)
     facts = {"bytes.sent": sent, "bytes.dense": dense, **privacy_of(guard)}
     new.meta |= {PREFIX + key: value for key, value in facts.items()}
     return new
 
 
-def headers_of(shareable: Shareable, copier: PlainCopier) -> dict[str, object]:
+def headers_of(shareable: Shareable, copier: PlainCopier) -> Mapping[str, object]:
     """The headers of a result, copied.
 
     Raises:
@@ -82,7 +84,7 @@ def headers_of(shareable: Shareable, copier: PlainCopier) -> dict[str, object]:
             f"the result holds {sorted(map(str, extra))[0]!r} beside its DXO, which no transform "
             "covers; send one DXO"
         )
-    return {**copier.table(shareable.get(ReservedHeaderKey.HEADERS) or {}, "a header")}
+    return copier.table(shareable.get(ReservedHeaderKey.HEADERS) or {}, "a header")
 
 
 def check_untouched(dxo: DXO, guard: str) -> None:

@@ -6,12 +6,10 @@ whole model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from gradguard.integrations.nvflare.dxo_arrays import kind_of
@@ -120,39 +118,18 @@ def _name(key: object, what: str) -> str:
 
 def _exact(value: object) -> bool | int | float | str | None:
     """A leaf as the type it is of; ``None`` if it is anything else."""
-    if isinstance(value, Enum) and type(value.value) is str:
-        return value.value  # as DataKind's; the member stays here
-    number = _TO_NUMBER.get(type(value), _is_scalar)(value)
-    if type(number) is int and number.bit_length() > LONGEST:
-        return None
-    return number if type(number) in (bool, int, float, str) else None
+    if isinstance(value, Enum):
+        value = value.value  # as DataKind's text; the member stays here
+    if type(value) in _SCALARS or _is_one_number(value):
+        assert isinstance(value, np.generic | np.ndarray | Tensor)
+        value = value.item()
+    if type(value) is int:
+        return value if value.bit_length() <= LONGEST else None
+    return value if type(value) is bool or type(value) is float or type(value) is str else None
 
 
-def _same(value: object) -> object:
-    return value
-
-
-def _is_scalar(value: object) -> object:
-    return value.item() if type(value) in _SCALARS else None  # type: ignore[attr-defined]
-
-
-def _of_array(value: object) -> object:
-    assert isinstance(value, np.ndarray)
-    # A metric that was not made a number.
-    small = value.size == 1 and value.dtype.kind in "biuf" and value.dtype.itemsize <= 8
-    return value.item() if small else None
-
-
-def _of_tensor(value: object) -> object:
-    assert isinstance(value, Tensor)
-    return value.item() if value.numel() == 1 and not value.is_complex() else None
-
-
-_TO_NUMBER: dict[type, Callable[[object], object]] = {
-    bool: _same,
-    int: _same,
-    float: _same,
-    str: _same,
-    np.ndarray: _of_array,
-    torch.Tensor: _of_tensor,
-}
+def _is_one_number(value: object) -> bool:
+    """As a metric that was not made a number."""
+    if type(value) is np.ndarray:
+        return value.size == 1 and value.dtype.kind in "biuf" and value.dtype.itemsize <= 8
+    return type(value) is Tensor and value.numel() == 1 and not value.is_complex()

@@ -4,26 +4,30 @@ Not in the filter: the simulator, with fewer threads than sites, makes a new pro
 task. Two filters of one job share the file, and with it one ledger.
 
 **The file holds what error feedback has held back**, which is as sensitive as the data: it is
-readable by its owner only, and goes when the job's folder is deleted.
+readable by its owner only, and goes when the job's folder is deleted. What stays, in the site's
+``.gradguard``, is how many updates the job was sent.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
-from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
-from nvflare.apis.workspace import Workspace
 from safetensors import SafetensorError, safe_open
 
-FORMAT = "gradguard.nvflare.v1"
+from gradguard.integrations.nvflare.site_files import (
+    digest_of,
+    kept_file,
+    workspace_of,
+    write_whole,
+)
+
+FORMAT = "gradguard.nvflare.v2"
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Memory:
         settings: Of which defence, see :meth:`UpdateSettings.described`.
         dtypes: Of the entries of the first update.
         sent: How many messages it has made in this job.
+        booked: How many updates the site's ledger of all jobs had then; 0 without one.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -42,69 +47,80 @@ class Memory:
     settings: str
     dtypes: Mapping[str, str]
     sent: int
+    booked: int
 
 
-def place(fl_ctx: FLContext) -> Path:
-    """The file of the site and job that ``fl_ctx`` belongs to.
+@dataclass(frozen=True)
+class Place:
+    """Where the memory of one site and job is.
+
+    Args:
+        path: The file.
+        lock: Held while it is in use; knows how many messages there were.
+        job: Whose, with ``site``.
+    """
+
+    path: Path
+    lock: Path
+    job: str
+    site: str
+
+
+def place(fl_ctx: FLContext) -> Place:
+    """That of the site and job that ``fl_ctx`` belongs to.
 
     Raises:
         ValueError: It does not say.
     """
-    job, site = fl_ctx.get_job_id(), fl_ctx.get_identity_name()
+    job, site = str(fl_ctx.get_job_id() or ""), str(fl_ctx.get_identity_name() or "")
     if not job or not site:
         raise ValueError(
             "the context has no job or site, so that nothing can be remembered for the next round"
         )
-    folder = Path(workspace_of(fl_ctx).get_run_dir(str(job)))
-    return folder / "gradguard" / f"{site}.safetensors"
+    if Path(site).name != site:
+        raise ValueError(f"expected a site's name that a file can have, got {site!r}")
+    workspace = workspace_of(fl_ctx)
+    path = Path(workspace.get_run_dir(job)) / "gradguard" / f"{site}.safetensors"
+    return Place(path, kept_file(workspace, "jobs", job, f"{site}.lock"), job, site)
 
 
-def workspace_of(fl_ctx: FLContext) -> Workspace:
-    """Where the site keeps its files.
-
-    Raises:
-        ValueError: The context has none.
-    """
-    workspace = fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT)
-    if workspace is None and fl_ctx.get_engine() is not None:
-        workspace = fl_ctx.get_workspace()
-    if workspace is None:
-        raise ValueError("the context has no workspace, so that nothing can be remembered")
-    return workspace
-
-
-def recall(path: Path) -> Memory | None:
+def recall(where: Place) -> Memory | None:
     """What was kept, or ``None`` before the first message.
 
     Raises:
         ValueError: The file is damaged, or something else.
     """
-    if not path.exists():
+    if not where.path.exists():
         return None
     try:
-        with safe_open(path, framework="np") as file:
+        with safe_open(where.path, framework="np") as file:
             facts = dict(file.metadata() or {})
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if facts["format"] != FORMAT:
             raise ValueError(f"expected {FORMAT}, got {facts['format']!r}")
+        if facts.pop("digest") != _digest(arrays, facts):
+            raise ValueError("its digest is another's")
+        if (facts["job"], facts["site"]) != (where.job, where.site):
+            raise ValueError(f"it is of job {facts['job']!r} on {facts['site']!r}")
         dtypes = dict(json.loads(facts["dtypes"]))
-        return Memory(arrays, facts["state"], facts["settings"], dtypes, int(facts["sent"]))
+        counts = int(facts["sent"]), int(facts["booked"])
+        return Memory(arrays, facts["state"], facts["settings"], dtypes, *counts)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path}: not what this site remembers of the job ({type(error).__name__}: {error}); "
-            "without it residuals and what was spent of the privacy budget are lost. Restore it, "
-            "or start a new job with that in mind"
+            f"{where.path}: not what this site remembers of the job ({type(error).__name__}: "
+            f"{error}); without it residuals and what was spent of the privacy budget are lost. "
+            "Restore it, or start a new job with that in mind"
         ) from error
 
 
-def check_memory(memory: Memory | None, path: Path, settings: str, *, known: int) -> None:
+def check_memory(memory: Memory | None, where: Place, settings: str, *, known: int) -> None:
     """Raise unless a job can go on from ``memory``.
 
     Args:
         memory: Of :func:`recall`.
-        path: Where it was.
+        where: It was.
         settings: Of the filter, now.
-        known: How many messages this process has made.
+        known: How many messages there were.
 
     Raises:
         ValueError: It is another defence's, or forgets messages.
@@ -116,34 +132,30 @@ def check_memory(memory: Memory | None, path: Path, settings: str, *, known: int
         )
     if known > (0 if memory is None else memory.sent):
         raise ValueError(
-            f"{path}: was deleted or is older than what this site has sent; without it residuals "
-            "and what was spent of the privacy budget are lost. Start a new job"
+            f"{where.path}: was deleted or is older than what this site has sent, or the job was "
+            "deployed again; without it residuals and what was spent of the privacy budget are "
+            "lost. Start a new job"
         )
 
 
-def remember(path: Path, memory: Memory) -> None:
+def remember(where: Place, memory: Memory) -> None:
     """Keep ``memory`` for the next round: all of it, or what the file held before."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     facts = {
         "format": FORMAT,
+        "job": where.job,
+        "site": where.site,
         "state": memory.text,
         "settings": memory.settings,
         "dtypes": json.dumps(dict(memory.dtypes)),
         "sent": str(memory.sent),
+        "booked": str(memory.booked),
     }
-    content = safetensors.numpy.save(dict(memory.arrays), metadata=facts)
-    write_whole(path, content)
+    arrays = dict(memory.arrays)
+    metadata = {**facts, "digest": _digest(arrays, facts)}
+    write_whole(where.path, safetensors.numpy.save(arrays, metadata=metadata))
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Have ``path`` hold all of ``content``, for its owner only, or what it held before."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())  # a ledger that a power cut takes back would understate
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+def _digest(arrays: Mapping[str, np.ndarray], facts: Mapping[str, str]) -> str:
+    forms = [[name, array.dtype.str, array.shape] for name, array in sorted(arrays.items())]
+    head = json.dumps([sorted(facts.items()), forms]).encode()
+    return digest_of(head, *(np.ascontiguousarray(arrays[name]).data for name in sorted(arrays)))
