@@ -341,7 +341,7 @@ class TestNothingLeavesUndefended:
         nvflare_fobs_initialize()
         guard, fl_ctx = GuardFilter(text(TOP_K)), context(tmp_path)
         bias = nn.Linear(1, 1).bias
-        bias.raw = raw
+        bias.raw = raw  # type: ignore[attr-defined]
         for carrier in (*carriers(raw), bias):
             for hidden in (carrier, [carrier], {"deep": {"er": carrier}}):
                 evaluated = result({"accuracy": hidden}, kind=DataKind.METRICS)
@@ -359,7 +359,7 @@ class TestNothingLeavesUndefended:
                 tables.raw = raw  # type: ignore[attr-defined]
                 came = Answer(result(data, kind=kind, meta=tables))
                 came.set_header(ReservedHeaderKey.CONTENT_TYPE, "DXO")
-                came.raw = raw  # type: ignore[attr-defined]
+                came.raw = raw
                 left = fobs.dumps(guard.process(came, fl_ctx))
                 assert raw.tobytes() in fobs.dumps(came)
                 assert raw.tobytes() not in left
@@ -523,6 +523,19 @@ class TestTheMemoryOfASite:
             assert after is not None
             assert str(after) == str(before)
         assert passed < len(good) / 20
+
+    @pytest.mark.parametrize("transform", [AddGaussian(1.0), chain(Quantize(2))], ids=repr)
+    def test_once_restored_shares_no_noise(self, transform: GradTransform, tmp_path: Path) -> None:
+        sent(GuardFilter(text(transform)), result(update()), context(tmp_path))
+        saved, lock = self.file(tmp_path).read_bytes(), place(context(tmp_path)).lock
+        count = lock.read_bytes()
+        found = []
+        for _ in range(2):
+            self.file(tmp_path).write_bytes(saved)
+            lock.write_bytes(count)
+            one = GuardFilter(text(transform))
+            found.append(sent(one, result(update(1)), context(tmp_path)).data)
+        assert np.any(found[0]["weight"] != found[1]["weight"])
 
     def test_of_another_job_or_site_blocks(self, tmp_path: Path) -> None:
         sent(GuardFilter(text(TOP_K)), result(update()), context(tmp_path))

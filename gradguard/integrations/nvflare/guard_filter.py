@@ -79,7 +79,9 @@ class GuardFilter(DXOFilter):  # type: ignore[misc]
       missing though updates were sent under this job's id or, with DP, the job has gone on for
       rounds;
     - two processes of one job send one after the other, and are booked as two;
-    - the update is bitwise that of :class:`gradguard.UpdateGuard`.
+    - no two updates share noise, not even from one restored state;
+    - the update is bitwise that of :class:`gradguard.UpdateGuard`, where the transforms draw
+      nothing, or with ``simulation_seed``.
 
     Not guaranteed: anything about numbers and texts beside the update (losses, numbers of steps);
     about what leaves by other ways than task results: streamed metrics and logs, the messages of
@@ -261,6 +263,8 @@ class GuardFilter(DXOFilter):  # type: ignore[misc]
         guard = self.settings.new_guard(model, fl_ctx.get_identity_name())
         if memory is not None:
             guard.load_arrays(memory.arrays, memory.text)
+            if self.settings.simulation_seed is None:
+                guard.draw_anew()  # a site that was restored would send the same noise again
         return guard
 
     def _book(self, guard: UpdateGuard, memory: Memory | None, fl_ctx: FLContext) -> int:
