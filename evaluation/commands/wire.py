@@ -19,7 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from gradguard import wire
-from gradguard.evaluation.errors import UnusableInputError, one_line
+from gradguard.evaluation.bounded_reading import read_bounded
+from gradguard.evaluation.errors import UnusableInputError, one_line, printable
 from gradguard.evaluation.views.table import make_console
 
 MAX_BYTES = 2**30
@@ -53,7 +54,7 @@ def run_wire(path: Path, *, as_json: bool, rows: int, max_bytes: int) -> int:
         raise UnusableInputError(f"--rows must be at least 1, got {rows}")
     if not max_bytes >= 1:
         raise UnusableInputError(f"--max-bytes must be at least 1, got {max_bytes}")
-    data = _read(path, max_bytes)
+    data = read_bounded(path, max_bytes, wanted="the file of one encoded message")
     try:
         listing = wire.inspect(data)
     except wire.WireError as error:
@@ -119,17 +120,6 @@ def to_json(listing: wire.Listing) -> str:
     return text.replace("\x7f", "\\u007f")  # the one control character that json leaves as it is
 
 
-def printable(text: str) -> str:
-    """The text with everything that a terminal would not show as a character escaped.
-
-    >>> print(printable("weight \\x1b[2J\\u202e"))
-    weight \\x1b[2J\\u202e
-    """
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
-    )
-
-
 def _short(text: str, most: int) -> Text:
     short = Text(text)
     short.truncate(most, overflow="ellipsis")
@@ -170,30 +160,3 @@ def _bits(size: int, values: int) -> str:
 
 def _named(path: Path) -> str:
     return printable(str(path))
-
-
-def _read(path: Path, max_bytes: int) -> bytes:
-    name = _named(path)
-    try:
-        if path.is_dir():
-            raise UnusableInputError(f"{name}: is a folder; give the file of one encoded message")
-        if not path.exists():
-            raise UnusableInputError(f"{name}: no such file")
-        if not path.is_file():  # a pipe or a device may never end
-            raise UnusableInputError(f"{name}: is no regular file; save the message to one first")
-        with path.open("rb") as file:
-            # The size first: a large file is refused at once. It may have grown since.
-            large = os.fstat(file.fileno()).st_size > max_bytes
-            data = b"" if large else file.read(max_bytes + 1)
-    except (OSError, ValueError) as error:
-        if isinstance(error, UnusableInputError):
-            raise
-        why = getattr(error, "strerror", None) or one_line(error)
-        raise UnusableInputError(f"{name[:200]}: cannot be read ({why})") from error
-    if large or len(data) > max_bytes:
-        raise UnusableInputError(
-            f"{name}: has more than {max_bytes:,} bytes; if it is yours, raise --max-bytes"
-        )
-    if not data:
-        raise UnusableInputError(f"{name}: is empty; expected what gradguard.wire.encode returns")
-    return data

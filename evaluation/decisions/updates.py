@@ -5,7 +5,6 @@ What a file is, its first bytes say and not its name.
 
 from __future__ import annotations
 
-import os
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -14,6 +13,7 @@ import safetensors.torch
 from torch import Tensor
 
 from gradguard import wire
+from gradguard.evaluation.bounded_reading import read_bounded
 from gradguard.evaluation.decisions.archives import tensors_in_archive
 from gradguard.evaluation.errors import UnusableInputError, one_line, printable
 
@@ -41,7 +41,7 @@ def read_update(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Tensor]:
     Raises:
         UnusableInputError: There is no such file, it is too large, or it holds no tensors.
     """
-    content = read_bounded(path, max_bytes)
+    content = read_bounded(path, max_bytes, wanted=KINDS)
     name = printable(str(path))
     try:
         found = _decoded(content, max_bytes)
@@ -76,35 +76,3 @@ def _decoded(content: bytes, max_bytes: int) -> dict[str, Tensor]:
             "torch 1.6 or later, or as .safetensors"
         )
     raise UnusableInputError(f"of no known format; give {KINDS}")
-
-
-def read_bounded(path: Path, max_bytes: int) -> bytes:
-    """All of a regular file of at most ``max_bytes``; its size is looked at first.
-
-    Raises:
-        UnusableInputError: It is none, is empty, is larger, or cannot be read.
-    """
-    if not max_bytes >= 1:
-        raise UnusableInputError(f"--max-bytes must be at least 1, got {max_bytes}")
-    name = printable(str(path))
-    try:
-        if not path.exists():
-            raise UnusableInputError(f"{name}: no such file; give {KINDS}")
-        if not path.is_file():  # a pipe or a device may never end
-            raise UnusableInputError(f"{name}: is no regular file; give {KINDS}")
-        with path.open("rb") as file:
-            large = os.fstat(file.fileno()).st_size > max_bytes
-            # It may have grown since.
-            content = b"" if large else file.read(max_bytes + 1)
-    except (OSError, ValueError) as error:
-        if isinstance(error, UnusableInputError):
-            raise
-        why = getattr(error, "strerror", None) or one_line(error)
-        raise UnusableInputError(f"{name[:200]}: cannot be read ({why})") from error
-    if large or len(content) > max_bytes:
-        raise UnusableInputError(
-            f"{name}: has more than {max_bytes:,} bytes; if it is yours, raise --max-bytes"
-        )
-    if not content:
-        raise UnusableInputError(f"{name}: is empty; give {KINDS}")
-    return content

@@ -17,7 +17,8 @@ from rich.console import Console
 from torch import Tensor
 
 from gradguard import wire
-from gradguard.evaluation.commands.wire import print_listing, printable, to_json
+from gradguard.evaluation.commands.wire import print_listing, to_json
+from gradguard.evaluation.errors import printable
 from tests.evaluation.examples import run
 
 MESSAGE = {"layer.weight": torch.arange(600.0).reshape(20, 30), "layer.bias": torch.zeros(30)}
