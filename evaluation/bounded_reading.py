@@ -44,7 +44,7 @@ def read_bounded(path: Path, max_bytes: int, *, wanted: str) -> bytes:
 
 def _check_regular(path: Path, name: str, wanted: str) -> None:
     if path.is_dir():
-        raise UnusableInputError(f"{name}: is a folder; give {wanted}")
+        raise UnusableInputError(f"{name}: is a folder, no regular file; give {wanted}")
     if not path.exists():
         raise UnusableInputError(f"{name}: no such file; give {wanted}")
     if not path.is_file():  # a pipe or a device may never end
