@@ -76,8 +76,8 @@ class GuardFilter(DXOFilter):  # type: ignore[misc]
     - what the next round needs is on the site's disk before anything is sent; a round that is
       blocked leaves it as it was;
     - nothing is sent where that is damaged, another defence's, older than what was sent, or
-      missing though updates were sent under this job's id or, with DP, the job has gone on for
-      rounds;
+      missing though updates were sent under this job's id or, with DP, it is not the job's
+      first round;
     - two processes of one job send one after the other, and are booked as two;
     - no two updates share noise, not even from one restored state;
     - the update is bitwise that of :class:`gradguard.UpdateGuard`, where the transforms draw
@@ -105,8 +105,9 @@ class GuardFilter(DXOFilter):  # type: ignore[misc]
             file, or in a job that may bring code.
         wire: Send gradguard's bytes, for a server with :class:`DecodingFilter`.
         aggregated: That the server sees only the sum of the messages of the defence's cohort.
-        joins_late: With DP, that a site without memory has not taken part, though the job has
-            gone on for rounds. Else it is refused: its ledger may have been lost.
+        joins_late: With DP, that a site without memory has sent nothing in this job, though the
+            result's header ``current_round`` is not 0, or there is none. Else it is refused: its
+            ledger may have been lost.
         simulation_seed: For simulation only: noise is known, and epsilon infinite.
 
     Raises:
@@ -248,12 +249,12 @@ class GuardFilter(DXOFilter):  # type: ignore[misc]
             name = self.settings.defense.name
             self.log_warning(fl_ctx, f"defence {name!r} changes nothing: updates leave as they are")
         now = shareable.get_header(AppConstants.CURRENT_ROUND)
-        first = shareable.get_header(AppConstants.START_ROUND) or 0
-        late = isinstance(now, int) and isinstance(first, int) and now > first
-        if late and self.settings.client_dp is not None and not self.joins_late:
+        begins = type(now) is int and now == 0
+        if not begins and self.settings.client_dp is not None and not self.joins_late:
             raise ValueError(
-                f"it is round {now} of the job, and this site remembers no earlier one: its "
-                "ledger may be lost. Say joins_late=true if it has really sent nothing yet"
+                f"this site remembers no round of the job, and the result says round {now!r}, not "
+                "0: the ledger may be lost. Say joins_late=true if the site has really sent "
+                f"nothing yet; a result has its round in the header {AppConstants.CURRENT_ROUND!r}"
             )
 
     def _guard(self, changes: Entries, memory: Memory | None, fl_ctx: FLContext) -> UpdateGuard:
