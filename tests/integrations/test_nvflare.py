@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import stat
@@ -989,6 +990,34 @@ class TestWire:
         decoder = DecodingFilter(model="tests.integrations.nvflare_site:Digits")
         decoded = from_shareable(decoder.process(message, context(tmp_path / "s", site="server")))
         assert decoded.data.keys() == data.keys()
+
+    def test_a_job_that_may_bring_no_code_names_none(self, tmp_path: Path) -> None:
+        data = {name: t.numpy() for name, t in Digits().state_dict().items()}
+        message = self.message(tmp_path, data)
+        decoder = DecodingFilter(model="tests.integrations.nvflare_site:Digits")
+        decoder.set_prop(FilterContextKey.SOURCE, FilterSource.JOB)
+        server = context(tmp_path / "s", site="server")
+        for meta in (None, {}, {"byoc": False}):
+            server.set_prop(FLContextKey.JOB_META, meta, private=True)
+            with pytest.raises(ContentBlockedException, match="may bring none"):
+                decoder.process(message, server)
+        server.set_prop(FLContextKey.JOB_META, {"byoc": True}, private=True)
+        assert from_shareable(decoder.process(message, server)).data.keys() == data.keys()
+
+    def test_the_model_is_made_once(self, tmp_path: Path) -> None:
+        made = []
+
+        def factory() -> nn.Module:
+            made.append(Digits())
+            return made[-1]
+
+        globals()["counted"] = factory
+        data = {name: t.numpy() for name, t in Digits().state_dict().items()}
+        message = self.message(tmp_path, data)
+        decoder = DecodingFilter(model="tests.integrations.test_nvflare:counted")
+        for _ in range(3):
+            decoder.process(copy.deepcopy(message), context(tmp_path / "s", site="server"))
+        assert len(made) == 1
 
     def blocked(self, folder: Path, payload: object, match: str, **more: Any) -> None:
         shareable = result({WIRE_KEY: payload, **more}, kind=DataKind.APP_DEFINED)

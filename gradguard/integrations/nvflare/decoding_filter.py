@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gradguard.finite import is_finite
 from gradguard.integrations.nvflare.dxo_arrays import WIRE_KEY, arrays_like, tensors_of
-from gradguard.integrations.nvflare.site_settings import model_of
+from gradguard.integrations.nvflare.site_settings import named_model
 from gradguard.wire import decode
 
 WIDEST = 8
@@ -42,7 +42,8 @@ class DecodingFilter(DXOFilter):  # type: ignore[misc]
 
     Args:
         model: ``"module:factory"`` of the model, if the job's controller keeps none in
-            ``GLOBAL_MODEL``, as NVFlare's own do.
+            ``GLOBAL_MODEL``, as NVFlare's own do. Only in the server's own file, or in a job that
+            may bring code.
 
     >>> DecodingFilter()
     DecodingFilter(model=None)
@@ -97,7 +98,10 @@ class DecodingFilter(DXOFilter):  # type: ignore[misc]
 
     def _reference(self, fl_ctx: FLContext) -> Mapping[str, Any]:
         if self.model is not None:
-            return {name: t.numpy() for name, t in model_of(self.model).state_dict().items()}
+            return {
+                name: t.numpy()
+                for name, t in named_model(self.model, self, fl_ctx).state_dict().items()
+            }
         learnable = fl_ctx.get_prop(AppConstants.GLOBAL_MODEL)
         weights = learnable.get(ModelLearnableKey.WEIGHTS) if isinstance(learnable, dict) else None
         if not isinstance(weights, Mapping) or not weights:

@@ -7,12 +7,7 @@ from collections.abc import Mapping
 import torch
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.dxo_filter import DXOFilter
-from nvflare.apis.filter import (
-    ContentBlockedException,
-    FilterChainType,
-    FilterContextKey,
-    FilterSource,
-)
+from nvflare.apis.filter import ContentBlockedException, FilterChainType, FilterContextKey
 from nvflare.apis.fl_constant import FilterKey, FLContextKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
@@ -41,11 +36,7 @@ from gradguard.integrations.nvflare.site_memory import (
     recall,
     remember,
 )
-from gradguard.integrations.nvflare.site_settings import (
-    check_site,
-    client_dp,
-    model_of,
-)
+from gradguard.integrations.nvflare.site_settings import check_site, client_dp, named_model
 from gradguard.integrations.update_settings import UpdateSettings
 from gradguard.updates.layout import Entries
 from gradguard.updates.protection import Buffers
@@ -260,7 +251,7 @@ class GuardFilter(DXOFilter):  # type: ignore[misc]
     def _guard(self, changes: Entries, memory: Memory | None, fl_ctx: FLContext) -> UpdateGuard:
         if not any(tensor.is_floating_point() for tensor in changes.values()):
             raise ValueError("the update holds no floating-point numbers: there is no parameter")
-        model = changes if self.model is None else self._site_model(fl_ctx)
+        model = changes if self.model is None else named_model(self.model, self, fl_ctx)
         guard = self.settings.new_guard(model, fl_ctx.get_identity_name())
         if memory is not None:
             guard.load_arrays(memory.arrays, memory.text)
@@ -278,14 +269,3 @@ class GuardFilter(DXOFilter):  # type: ignore[misc]
         spent = f"{ledger.epsilon(guard.dp.delta):.4g} at delta {guard.dp.delta:g}"
         self.log_info(fl_ctx, f"{path}: {ledger.releases} updates, epsilon {spent}")
         return ledger.releases
-
-    def _site_model(self, fl_ctx: FLContext) -> torch.nn.Module:
-        assert self.model is not None
-        # A job's text would otherwise call what it likes on a site that allows it no code.
-        meta = fl_ctx.get_prop(FLContextKey.JOB_META) or {}
-        if self.get_prop(FilterContextKey.SOURCE) == FilterSource.JOB and not meta.get("byoc"):
-            raise ValueError(
-                "model names code, and this job may bring none; put the filter into the site's "
-                "privacy.json, or leave out model"
-            )
-        return model_of(self.model)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib
+from functools import lru_cache
 
+from nvflare.apis.filter import Filter, FilterContextKey, FilterSource
+from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_context import FLContext
 from torch import nn
 
 from gradguard.dp import ClientDP
@@ -66,6 +70,27 @@ def privacy_of(guard: UpdateGuard) -> dict[str, float | int | str]:
     }
 
 
+def named_model(factory: str, of: Filter, fl_ctx: FLContext) -> nn.Module:
+    """The model that a filter names; made once, and not to be changed.
+
+    Args:
+        factory: ``"module:factory"``.
+        of: The filter, of a site's or server's own file, or of a job.
+
+    Raises:
+        ValueError: The filter is of a job that may bring no code, or see :func:`model_of`.
+    """
+    meta = fl_ctx.get_prop(FLContextKey.JOB_META) or {}
+    # A job's text would otherwise call what it likes where it is allowed no code.
+    if of.get_prop(FilterContextKey.SOURCE) == FilterSource.JOB and meta.get("byoc") is not True:
+        raise ValueError(
+            "model names code, and this job may bring none; put the filter into privacy.json, or "
+            "leave out model"
+        )
+    return model_of(factory)
+
+
+@lru_cache(maxsize=8)
 def model_of(factory: str) -> nn.Module:
     """What the callable ``"module:name"`` makes.
 
