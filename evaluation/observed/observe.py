@@ -31,8 +31,11 @@ from gradguard.evaluation.running.bench import Bench, prepare
 from gradguard.evaluation.running.pool import one_thread
 from gradguard.evaluation.study import Study
 
-LEAST_CALIBRATION = 20
-"""Simulated messages below which nearly every recorded one is unlike all of them."""
+LEAST_CALIBRATION = 50
+"""Simulated messages below which too many recorded ones are unlike all of them by chance.
+
+Of 100 messages of an honest client 10 were unlike 20 simulated ones, and 1 was unlike 50.
+"""
 
 
 class InterruptedObservationError(KeyboardInterrupt):

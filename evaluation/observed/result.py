@@ -51,7 +51,8 @@ class ObservedRow:
         worst_attack: The best attack on simulated messages.
         blind_asr: Of the best guess without looking, on the same messages.
         unlike: Messages unlike all simulated ones; ``example`` says in what the first is.
-        alarming: Whether these are more than chance explains: a low rate is then none of theirs.
+        alarming: Whether these are more than tolerable, or than chance explains: a low rate is
+            then none of theirs.
     """
 
     view: str
@@ -78,15 +79,16 @@ class ObservedRow:
         """``"leaks"``, ``"not shown"``, ``"unclear"`` or ``"not measured"``.
 
         It leaks where the worst attack's whole interval is above ``NOTICEABLE``. It is not shown
-        to where that of every attack ends at or below it, and the messages look like simulated
-        ones; where they do not, a low rate says nothing, and it is not measured.
+        to where that of every attack ends at or below it, even if messages that are unlike all
+        simulated ones can be read whole; where these are too many, a low rate says nothing, and
+        it is not measured.
         """
         if self.worst.advantage_ci[0] > NOTICEABLE:
             return LEAKS
         if self.alarming:
             return NOT_MEASURED
         highest = max(score.advantage_ci[1] for score in self.attacks.values())
-        return NOT_SHOWN if highest <= NOTICEABLE else UNCLEAR
+        return NOT_SHOWN if highest + self.unlike / self.messages <= NOTICEABLE else UNCLEAR
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> ObservedRow:

@@ -15,10 +15,16 @@ from gradguard.evaluation.observed.intervals import Clustered
 from gradguard.evaluation.observed.result import ObservedRow, ObservedScore
 from gradguard.evaluation.observed.scenes import ALONE, Target
 from gradguard.evaluation.running.rows import worst_attack
+from gradguard.evaluation.views.sentences import NOTICEABLE
 
 # Of how many messages at most Likeness says by chance that they are unlike, and beyond which
 # chance the whole is no chance.
 BY_CHANCE, ALARM = 5, 0.05
+# Of few simulated messages that chance excuses nearly any share: of 20, it would 43 in 100. Yet no
+# attacker was fitted for a message unlike all of them, so that it may be read whole, and a share
+# above NOTICEABLE may alone be a noticeable advantage. Of honest messages about one in a hundred
+# is unlike 50 simulated ones.
+TOLERATED = NOTICEABLE
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +115,8 @@ def _row(
         blind_asr=float(scored[BLIND].mean()),
         unlike=len(odd),
         example=odd[0] if odd else "",
-        alarming=is_alarming(
+        alarming=len(odd) > TOLERATED * len(targets)
+        or is_alarming(
             # Of messages about the same labels all are unlike or none.
             -(-len(odd) * intervals.number // len(targets)),
             intervals.number,
@@ -135,17 +142,21 @@ def _score(scores: np.ndarray, blind: np.ndarray, intervals: Clustered) -> Obser
 
 
 def is_alarming(unlike: int, messages: int, simulated: int) -> bool:
-    """Whether more messages are unlike all simulated ones than chance explains, or all are.
+    """Whether more messages are unlike all simulated ones than tolerable, or than chance explains.
 
     Of messages that are drawn as the simulated ones at most five in ``simulated + 1`` are called
     unlike, on average over what is simulated; the share for given simulations is then a draw from
     a Beta distribution.
 
-    >>> is_alarming(0, 10, 50), is_alarming(1, 10, 50), is_alarming(6, 10, 50)
+    >>> is_alarming(0, 40, 50), is_alarming(2, 40, 50), is_alarming(3, 40, 50)
     (False, False, True)
+    >>> is_alarming(2, 40, 1000)  # held against many, even two of 40 are no chance
+    True
     """
+    if unlike > TOLERATED * messages:
+        return True
     if not unlike:
         return False
     others = max(1, simulated + 1 - BY_CHANCE)
     tail = float(stats.betabinom.sf(unlike - 1, messages, BY_CHANCE, others))
-    return unlike == messages or tail < ALARM
+    return tail < ALARM

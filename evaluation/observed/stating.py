@@ -124,23 +124,31 @@ def _about_intervals(report: ObservedReport) -> list[str]:
 
 
 def _about_likeness(report: ObservedReport) -> list[str]:
-    odd = [row for row in report.rows if row.alarming]
-    wholes = [row for row in odd if row.view in WHOLE]
-    if wholes:
-        first = wholes[0]
-        return [
-            f"Warning: {first.unlike} of {first.messages} messages ({seen_words(first)}) are "
-            f"unlike all simulated ones ({first.example}). The simulated client is not the "
-            "recorded one: check [client], the defence and the model. A low rate is no evidence "
-            "of safety."
-        ]
-    if odd:
-        named = ", ".join(seen_words(row) for row in odd[:5]) + (", ..." if len(odd) > 5 else "")
-        return [
-            f"Unlike all simulated messages, as a few are by chance: {named}. A low rate there is "
-            "no evidence of safety."
-        ]
-    return []
+    odd = [row for row in report.rows if row.unlike]
+    said = [_unlike_whole(row) for row in odd if row.view in WHOLE]
+    parts = [row for row in odd if row.view not in WHOLE and row.alarming]
+    if parts and not any(row.alarming for row in odd if row.view in WHOLE):
+        named = ", ".join(
+            f"{seen_words(row)} ({row.unlike} of {row.messages})" for row in parts[:5]
+        )
+        said.append(
+            f"Too many unlike all simulated messages: {named}{', ...' if len(parts) > 5 else ''}. "
+            "A low rate there is no evidence of safety."
+        )
+    return said
+
+
+def _unlike_whole(row: ObservedRow) -> str:
+    found = (
+        f"{row.unlike} of {row.messages} messages ({seen_words(row)}) are unlike all simulated "
+        f"ones ({row.example})."
+    )
+    if not row.alarming:
+        return f"{found} So few may be so by chance; the verdict takes them for read whole."
+    return (
+        f"Warning: {found} The simulated client is not the recorded one, or not that of all "
+        "messages: check [client], the defence and the model. A low rate is no evidence of safety."
+    )
 
 
 def closing(report: ObservedReport) -> str:
@@ -160,8 +168,8 @@ def closing(report: ObservedReport) -> str:
         )
     if any(row.verdict == NOT_MEASURED for row in wholes):
         return (
-            "Not measured: the recorded messages are unlike the simulated ones, so that nothing "
-            "here says that the labels are safe."
+            "Not measured: too many recorded messages are unlike the simulated ones, so that "
+            "nothing here says that the labels are safe."
         )
     parts = [row for row in report.rows if row.view not in WHOLE]
     odd = [seen_words(row) for row in parts if row.verdict == LEAKS]

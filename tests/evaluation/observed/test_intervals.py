@@ -70,12 +70,12 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(number: int, repeat
 
 
 def test_an_alarm_is_rare_where_messages_are_like_simulated_ones() -> None:
-    """The law behind it: of five in ``simulated + 1`` the rest is chance."""
+    """The law behind it: of five in ``simulated + 1``, and of 1000 these are few."""
     rng = np.random.default_rng(0)
     alarms = 0
     for _ in range(500):
-        unlike = rng.binomial(30, rng.beta(5, 46))
-        alarms += is_alarming(int(unlike), 30, 50)
+        unlike = rng.binomial(100, rng.beta(5, 996))
+        alarms += is_alarming(int(unlike), 100, 1000)
     assert alarms <= 0.06 * 500
 
 
@@ -84,3 +84,9 @@ def test_an_alarm_is_certain_where_all_messages_are_unlike() -> None:
     assert is_alarming(12, 12, 50)
     assert is_alarming(20, 30, 50)
     assert not is_alarming(0, 30, 50)
+
+
+@pytest.mark.parametrize("simulated", [1, 20, 50, 100, 1000])
+def test_no_number_of_simulated_messages_excuses_more_than_one_in_twenty(simulated: int) -> None:
+    for messages in (1, 6, 20, 100, 1000):
+        assert is_alarming(messages // 20 + 1, messages, simulated)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from gradguard import DPSGD, AddGaussian, Defense, KeepTopK, LocalTraining, Sign
 from gradguard.evaluation import Row, UnusableInputError, evaluate
@@ -30,7 +31,7 @@ NONE = Defense("none", transform=[])
 SIGN = Defense("sign", transform=Sign())
 NOISE = Defense("noise", transform=AddGaussian(0.01))
 LOUD = Defense("loud", transform=AddGaussian(0.04))
-QUICK: dict[str, Any] = {"attackers": ("LLG", "NegativeColumns"), "calibration": 20}
+QUICK: dict[str, Any] = {"attackers": ("LLG", "NegativeColumns"), "calibration": 50}
 
 
 def quick(
@@ -227,6 +228,24 @@ def test_a_low_rate_of_unlike_messages_is_never_called_safe(tmp_path: Path) -> N
     assert "which is no proof" not in closing(report)
 
 
+@pytest.mark.parametrize("factor", [-1.0, 1e-4])
+def test_a_minority_unlike_the_rest_is_never_called_safe(tmp_path: Path, factor: float) -> None:
+    """Four of fifty clients are undefended, and what they send is scaled or mirrored."""
+    noisy = Defense("noisy", transform=AddGaussian(0.2))
+    study = study_of(noisy, **QUICK)
+    for folder, defense in (("seen", noisy), ("bare", NONE)):
+        federate(tmp_path / folder, bench_of(study), defense, clients=50, rounds=1)
+    for client in range(4):
+        name = f"round-0001/client-{client}.safetensors"
+        bare = load_file(tmp_path / "bare" / name)
+        save_file({n: part * factor for n, part in bare.items()}, tmp_path / "seen" / name)
+    report = observe(study, tmp_path / "seen")
+    [row] = report.of_view("all")
+    assert (row.unlike, row.verdict) == (4, NOT_MEASURED)
+    assert "no proof" not in closing(report)
+    assert any("4 of 50 messages" in line for line in remarks(report))
+
+
 @pytest.mark.parametrize("seed", [5, 6, 7])
 def test_a_defence_that_hides_everything_is_not_said_to_leak(tmp_path: Path, seed: int) -> None:
     deaf = Defense("deaf", transform=AddGaussian(10.0))
@@ -317,8 +336,8 @@ def test_a_study_that_does_not_say_what_clients_do_is_refused(tmp_path: Path) ->
 
 
 def test_too_few_simulated_messages_to_be_held_against_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnusableInputError, match="make it 20 or more"):
-        observe(study_of(TOP, calibration=19), tmp_path)
+    with pytest.raises(UnusableInputError, match="make it 50 or more"):
+        observe(study_of(TOP, calibration=49), tmp_path)
 
 
 def test_no_folder_no_recording_and_no_message_are_told_apart(tmp_path: Path) -> None:

@@ -90,8 +90,26 @@ def test_an_alarm_about_the_whole_says_what_to_check() -> None:
     assert "its norm is 9" in warning
     assert "check [client], the defence and the model" in warning
     single = replace(odd, view="client", of="7")
-    [milder] = [line for line in remarks(report(QUIET, single)) if line.startswith("Unlike")]
-    assert "client 7" in milder
+    [milder] = [line for line in remarks(report(QUIET, single)) if line.startswith("Too many")]
+    assert "client 7 (30 of 30)" in milder
+    assert "chance" not in milder
+
+
+def test_unlike_messages_of_the_whole_are_told_however_few() -> None:
+    some = replace(QUIET, unlike=1, example="its norm is 9, theirs 1 to 2")
+    [told] = [line for line in remarks(report(some)) if "1 of 30 messages" in line]
+    assert "its norm is 9" in told
+    assert "by chance" in told
+    many = replace(some, unlike=2, alarming=True)
+    [warned] = [line for line in remarks(report(many)) if "2 of 30" in line]
+    assert "chance" not in warned
+
+
+def test_unlike_messages_count_as_read_whole_where_nothing_is_said_to_leak() -> None:
+    quieter = replace(row(-0.1, 0.02), messages=100, unlike=3)
+    assert quieter.verdict == NOT_SHOWN
+    assert replace(quieter, unlike=4).verdict == UNCLEAR
+    assert replace(quieter, unlike=40, alarming=True).verdict == NOT_MEASURED
 
 
 def test_what_was_not_scored_is_counted() -> None:
