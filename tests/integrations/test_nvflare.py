@@ -982,7 +982,43 @@ class TestWire:
     def test_counters_that_the_server_has_averaged_fit(self, tmp_path: Path) -> None:
         server = self.server(tmp_path, {**update(), "steps": np.array(2.5)})
         decoded = from_shareable(DecodingFilter().process(self.message(tmp_path), server))
-        assert decoded.data["steps"].dtype == np.int64
+        assert (decoded.data["steps"].dtype, decoded.data["steps"]) == (np.float64, 0)
+
+    @pytest.mark.parametrize("kind", ["f2", "f4", "f8"])
+    def test_no_message_chooses_its_dtype(self, kind: str, tmp_path: Path) -> None:
+        """Whose first message is of float16 would have all others overflow in the sum."""
+        model = {name: a.astype(kind) if a.dtype.kind == "f" else a for name, a in update().items()}
+        server, wide = self.server(tmp_path, model), max(np.dtype(kind), np.dtype("f4"))
+
+        def decoded(**changed: Tensor) -> dict[str, np.ndarray]:
+            payload = wire.encode({**tensors(update()), **changed})
+            shareable = result({WIRE_KEY: payload}, kind=DataKind.APP_DEFINED)
+            found: dict[str, np.ndarray] = from_shareable(
+                DecodingFilter().process(shareable, server)
+            ).data
+            return found
+
+        ones = torch.ones(4)
+        for sent_as in (torch.float16, torch.bfloat16, torch.float32, torch.int64, torch.uint8):
+            found = decoded(bias=ones.to(sent_as))["bias"]
+            assert (found.dtype, found.tolist()) == (wide, [1.0] * 4)
+        assert decoded(steps=torch.tensor(2, dtype=torch.uint8))["steps"].dtype == np.int64
+        with pytest.raises(ContentBlockedException, match="expected a change of"):
+            decoded(bias=ones.to(torch.bool))
+        if wide != np.dtype("f8"):
+            with pytest.raises(ContentBlockedException, match="NaN or infinity"):
+                decoded(bias=torch.full((4,), 1e300, dtype=torch.float64))
+
+    def test_no_message_takes_much_more_than_the_model(self, tmp_path: Path) -> None:
+        server = self.server(tmp_path, {"w": np.zeros(400_000, np.float16)})
+        for dtype, passes in ((torch.float32, True), (torch.float64, False)):
+            payload = wire.encode({"w": torch.ones(400_000, dtype=dtype)})
+            shareable = result({WIRE_KEY: payload}, kind=DataKind.APP_DEFINED)
+            if passes:
+                DecodingFilter().process(shareable, server)
+                continue
+            with pytest.raises(ContentBlockedException, match="max_bytes"):
+                DecodingFilter().process(shareable, server)
 
     def test_a_factory_stands_in_for_the_controllers_model(self, tmp_path: Path) -> None:
         data = {name: t.numpy() for name, t in Digits().state_dict().items()}

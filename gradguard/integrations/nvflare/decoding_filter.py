@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.dxo_filter import DXOFilter
 from nvflare.apis.filter import ContentBlockedException
@@ -20,8 +21,8 @@ from gradguard.integrations.nvflare.dxo_arrays import WIRE_KEY, arrays_like, ten
 from gradguard.integrations.nvflare.site_settings import named_model
 from gradguard.wire import decode
 
-WIDEST = 8
-"""Bytes of the largest number that a message can hold."""
+OVERHEAD = 2**20
+"""Bytes beyond a model's own that a decoded message may take."""
 
 
 class DecodingFilter(DXOFilter):  # type: ignore[misc]
@@ -34,7 +35,10 @@ class DecodingFilter(DXOFilter):  # type: ignore[misc]
 
     - a message that is damaged, hostile, not finite or of another model is blocked, and with it
       this one result: NVFlare hands the controller a ``TASK_RESULT_FILTER_ERROR`` in its place;
-    - nothing much larger than the model is allocated for a message.
+    - a message has the model's names, shapes and dtypes, half precision as float32, so that none
+      decides in which dtype all are summed;
+    - nothing much larger than the model, in at least four bytes a number, is allocated for a
+      message.
 
     Not guaranteed: that the job goes on without that site, which the controller decides
     (``FedAvg``: while ``min_clients`` are left, or with ``ignore_result_error``); that a
@@ -89,9 +93,9 @@ class DecodingFilter(DXOFilter):  # type: ignore[misc]
             raise ValueError(f"expected {WIRE_KEY!r} alone, with bytes")
         arrays = self._reference(fl_ctx)
         model = tensors_of(arrays)
-        numbers = sum(tensor.numel() for tensor in model.values())
-        update = decode(payload, max_bytes=WIDEST * numbers)
-        _check_fits(update, model)
+        # Changes of half-precision entries have four bytes.
+        most = sum(max(t.element_size(), 4) * t.numel() for t in model.values())
+        update = _fitted(decode(payload, max_bytes=most + OVERHEAD), model)
         decoded = DXO(DataKind.WEIGHT_DIFF, data=arrays_like(update, arrays), meta=dxo.meta)
         decoded.add_filter_history(type(self).__name__)
         return decoded
@@ -119,17 +123,24 @@ def _keys(data: object) -> Mapping[str, Any]:
     return data if isinstance(data, Mapping) else {}
 
 
-def _check_fits(update: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> None:
+def _fitted(update: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if odd := sorted(set(update) ^ set(model)):
         where = "not in the message" if odd[0] in model else "not in the model"
         raise ValueError(f"{odd[0]!r} is {where}")
-    for name, tensor in update.items():
-        wanted, floats = model[name], tensor.is_floating_point()
-        # Counters are whole numbers here and may be averages, of any dtype, there.
-        if tensor.shape != wanted.shape or (floats and not wanted.is_floating_point()):
-            raise ValueError(
-                f"{name!r} is {tensor.dtype} of shape {tuple(tensor.shape)}; expected a change of "
-                f"{wanted.dtype} of shape {tuple(wanted.shape)}"
-            )
-        if floats and not is_finite(tensor):
-            raise ValueError(f"{name!r} contains NaN or infinity")
+    return {name: _fitted_entry(name, update[name], of) for name, of in model.items()}
+
+
+def _fitted_entry(name: str, change: Tensor, of: Tensor) -> Tensor:
+    """A change in the dtype of the model, since aggregators sum in that of the first that comes."""
+    floats = of.is_floating_point()
+    # What the server has averaged is a float here, and may be whole at the site: counters, indices.
+    fits = change.dtype != torch.bool if floats else not change.is_floating_point()
+    if change.shape != of.shape or not fits:
+        raise ValueError(
+            f"{name!r} is {change.dtype} of shape {tuple(change.shape)}; expected a change of "
+            f"{of.dtype} of shape {tuple(of.shape)}"
+        )
+    change = change.to(torch.promote_types(of.dtype, torch.float32) if floats else of.dtype)
+    if floats and not is_finite(change):  # after the cast, which may overflow
+        raise ValueError(f"{name!r} contains NaN or infinity")
+    return change
