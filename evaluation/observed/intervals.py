@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from gradguard.evaluation.decisions.confidence import exact_interval
 from gradguard.evaluation.metrics import RESAMPLES, Interval, Resampler, advantage
 
 
@@ -26,6 +25,7 @@ class Clustered:
     Args:
         clusters: The cluster of every message, in order.
         seed: Of the resampling.
+        among: Of how many intervals all are to hold at once (Bonferroni): each is wider then.
 
     >>> Clustered(["a", "a"], seed=0).rate_ci(np.array([0.5, 1.0]))
     (0.0, 1.0)
@@ -33,11 +33,17 @@ class Clustered:
 
     clusters: Sequence[Hashable]
     seed: int
+    among: int = 1
 
     @property
     def number(self) -> int:
         """How many clusters there are."""
         return len(set(self.clusters))
+
+    @property
+    def _tail(self) -> float:
+        """What may lie beyond either end."""
+        return 0.025 / self.among
 
     def rate_ci(self, scores: np.ndarray) -> Interval:
         """Interval of a mean score; scores are in [0, 1], shape ``(messages,)``."""
@@ -63,7 +69,7 @@ class Clustered:
 
     def _exact_ends(self, scores: np.ndarray) -> Interval:
         """Of scores that are all the same; 1 and 0, which widen nothing, for others."""
-        score, share = float(scores[0]), exact_interval(self.number, self.number)[0]
+        score, share = float(scores[0]), self._tail ** (1 / self.number)
         if not bool((scores == score).all()):
             return 1.0, 0.0
         return score * share, 1.0 - (1.0 - score) * share
@@ -74,5 +80,6 @@ class Clustered:
         rng = np.random.default_rng(self.seed)
         drawn = rng.multinomial(number, np.full(number, 1 / number), size=RESAMPLES)[:, index]
         widen = math.sqrt(number / (number - 1))
-        widen *= float(stats.t.ppf(0.975, number - 1) / stats.norm.ppf(0.975))
+        # The quantiles are those of 95 %: far out in the tail resamples are too few.
+        widen *= float(stats.t.ppf(1 - self._tail, number - 1) / stats.norm.ppf(0.975))
         return Resampler(drawn / drawn.sum(axis=1, keepdims=True), widen)

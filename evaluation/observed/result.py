@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from gradguard.evaluation.decisions.playing import BASELINE_NAMES
 from gradguard.evaluation.errors import UnusableInputError, one_line
 from gradguard.evaluation.metrics import Interval
 from gradguard.evaluation.views.sentences import NOTICEABLE
@@ -25,12 +26,18 @@ FEW = 20
 
 @dataclass(frozen=True)
 class ObservedScore:
-    """One attack on one row, with 95 % intervals."""
+    """One attack on one row, with 95 % intervals.
+
+    Args:
+        surely: The lower end of ``advantage_ci`` if the intervals of all attacks that look are to
+            hold at once: of many attacks, one is above chance by chance.
+    """
 
     asr: float
     ci: Interval
     advantage: float
     advantage_ci: Interval
+    surely: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +55,8 @@ class ObservedRow:
         cohort: Clients whose messages are in a mean, least and most.
         attacks: Scores by attack, blind baselines included.
         skipped: Why other attacks have none: no low score.
-        worst_attack: The best attack on simulated messages.
+        worst_attack: The best on simulated messages of the attacks that look. A blind guess is
+            above itself by nothing, with an interval of no width: chosen, it would hide a leak.
         blind_asr: Of the best guess without looking, on the same messages.
         unlike: Messages unlike all simulated ones; ``example`` says in what the first is.
         alarming: Whether these are more than tolerable, or than chance explains: a low rate is
@@ -75,15 +83,37 @@ class ObservedRow:
         return self.attacks[self.worst_attack]
 
     @property
+    def looking(self) -> dict[str, ObservedScore]:
+        """The scores of the attacks that look at messages: no blind baselines."""
+        return {n: score for n, score in self.attacks.items() if n not in BASELINE_NAMES}
+
+    @property
+    def shown_attack(self) -> str:
+        """The worst attack; where it does not leak and another surely does, that one."""
+        surest = max(self.looking, key=lambda name: self.looking[name].surely, default="")
+        if self.worst.advantage_ci[0] > NOTICEABLE or not surest:
+            return self.worst_attack
+        return surest if self.looking[surest].surely > NOTICEABLE else self.worst_attack
+
+    @property
+    def shown(self) -> ObservedScore:
+        """The score of :attr:`shown_attack`."""
+        return self.attacks[self.shown_attack]
+
+    @property
     def verdict(self) -> str:
         """``"leaks"``, ``"not shown"``, ``"unclear"`` or ``"not measured"``.
 
-        It leaks where the worst attack's whole interval is above ``NOTICEABLE``. It is not shown
+        It leaks where the worst attack's whole interval is above ``NOTICEABLE``, or another's
+        that is widened for the number of attacks (``surely``). It is not measured where no attack
+        that looks could be mounted. It is not shown
         to where that of every attack ends at or below it, even if messages that are unlike all
         simulated ones can be read whole; where these are too many, a low rate says nothing, and
         it is not measured.
         """
-        if self.worst.advantage_ci[0] > NOTICEABLE:
+        if not self.looking:
+            return NOT_MEASURED
+        if self.worst.advantage_ci[0] > NOTICEABLE or self.shown_attack != self.worst_attack:
             return LEAKS
         if self.alarming:
             return NOT_MEASURED
@@ -95,7 +125,9 @@ class ObservedRow:
         """The row that :meth:`ObservedReport.to_json` wrote."""
         values = {f.name: table[f.name] for f in fields(cls)}
         values["attacks"] = {
-            name: ObservedScore(s["asr"], tuple(s["ci"]), s["advantage"], tuple(s["advantage_ci"]))
+            name: ObservedScore(
+                *(s["asr"], tuple(s["ci"]), s["advantage"], tuple(s["advantage_ci"]), s["surely"])
+            )
             for name, s in values["attacks"].items()
         }
         for name in ("batch_sizes", "cohort"):
@@ -138,7 +170,10 @@ class ObservedReport:
 
     def to_json(self) -> str:
         """Strict JSON, with every row's verdict."""
-        rows = [asdict(row) | {"verdict": row.verdict} for row in self.rows]
+        rows = [
+            asdict(row) | {"shown_attack": row.shown_attack, "verdict": row.verdict}
+            for row in self.rows
+        ]
         table = {"schema": SCHEMA} | asdict(self) | {"rows": rows}
         return json.dumps(table, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 

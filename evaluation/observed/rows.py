@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
 
 from gradguard.evaluation.attackers import BLIND
+from gradguard.evaluation.decisions.playing import BASELINE_NAMES
 from gradguard.evaluation.metrics import advantage
 from gradguard.evaluation.observed.attacking import SceneScores
 from gradguard.evaluation.observed.intervals import Clustered
@@ -97,7 +98,9 @@ def _row(
     }
     targets = [target for part in parts for target in part.targets]
     clusters = range(len(targets)) if own_data else [target.cluster for target in targets]
+    looking = [name for name in names if name not in BASELINE_NAMES]
     intervals = Clustered(list(clusters), seed)
+    together = replace(intervals, among=max(1, len(looking)))
     calibration = {name: _calibration(name, parts) for name in names}
     odd = ["; ".join(words) for part in parts for words in part.unlike if words]
     sizes = [target.scene.batch_size for target in targets]
@@ -109,9 +112,10 @@ def _row(
         independent=intervals.number,
         batch_sizes=(min(sizes), max(sizes)),
         cohort=(min(cohorts), max(cohorts)),
-        attacks={name: _score(scored[name], scored[BLIND], intervals) for name in names},
+        attacks={name: _score(scored[name], scored[BLIND], intervals, together) for name in names},
         skipped=skipped,
-        worst_attack=worst_attack(calibration),
+        # Blind baselines only where nothing else was mounted, and so nothing was measured.
+        worst_attack=worst_attack({n: calibration[n] for n in looking or names}),
         blind_asr=float(scored[BLIND].mean()),
         unlike=len(odd),
         example=odd[0] if odd else "",
@@ -131,13 +135,16 @@ def _calibration(name: str, parts: Sequence[_Part]) -> np.ndarray:
     return np.array([np.average(means, weights=[len(part.chosen) for part in parts])])
 
 
-def _score(scores: np.ndarray, blind: np.ndarray, intervals: Clustered) -> ObservedScore:
+def _score(
+    scores: np.ndarray, blind: np.ndarray, intervals: Clustered, together: Clustered
+) -> ObservedScore:
     rate = float(scores.mean())
     return ObservedScore(
         rate,
         intervals.rate_ci(scores),
         advantage(rate, float(blind.mean())),
         intervals.advantage_ci(scores, blind),
+        together.advantage_ci(scores, blind)[0],
     )
 
 

@@ -46,7 +46,7 @@ def print_observed(report: ObservedReport, console: Console) -> None:
     for view in ("all", "pooled", "cohort", "round", "client"):
         rows = report.of_view(view)
         # Of many the ones that leak most: the files have the rest.
-        ranked = sorted(rows, key=lambda row: -row.worst.advantage)[:ROWS]
+        ranked = sorted(rows, key=lambda row: -row.shown.advantage)[:ROWS]
         cut += len(rows) - len(ranked)
         for row in (row for row in rows if row in ranked):
             shown.add_row(*(Text(printable(cell)) for cell in cells(row)))
@@ -60,14 +60,14 @@ def print_observed(report: ObservedReport, console: Console) -> None:
 
 def cells(row: ObservedRow) -> tuple[str, ...]:
     """One row of the table, in the order of :data:`COLUMNS`."""
-    worst = row.worst
+    worst = row.shown
     number = f"{row.messages}"
     if row.independent < row.messages:
         number += f" ({row.independent})"
     return (
         seen_words(row),
         number,
-        row.worst_attack,
+        row.shown_attack,
         f"{100 * worst.asr:.0f} ({100 * worst.ci[0]:.0f} to {100 * worst.ci[1]:.0f})",
         f"{100 * row.blind_asr:.0f}",
         f"{worst.advantage:.2f} ({worst.advantage_ci[0]:.2f} to {worst.advantage_ci[1]:.2f})",
@@ -160,12 +160,14 @@ def closing(report: ObservedReport) -> str:
     wholes = [row for row in report.rows if row.view in WHOLE]
     leaky = [row for row in wholes if row.verdict == LEAKS]
     if leaky:
-        worst = max(leaky, key=lambda row: row.worst.advantage_ci[0])
+        worst = max(leaky, key=lambda row: row.shown.advantage_ci[0])
         return (
-            f"Labels leak: {worst.worst_attack} reads {percent(worst.worst.asr)} of those behind "
+            f"Labels leak: {worst.shown_attack} reads {percent(worst.shown.asr)} of those behind "
             f"recorded messages ({seen_words(worst)}), where a blind guess gets "
             f"{percent(worst.blind_asr)}."
         )
+    if any(not row.looking for row in wholes):
+        return "Not measured: no attack that looks at messages could be mounted on all of them."
     if any(row.verdict == NOT_MEASURED for row in wholes):
         return (
             "Not measured: too many recorded messages are unlike the simulated ones, so that "

@@ -18,8 +18,10 @@ from gradguard.updates.recording_layout import version
 
 METHOD = (
     "Attackers are fitted on simulated clients: the study's code and auxiliary images, at the "
-    "models that the server really sent. The worst attack is chosen on other simulated messages "
-    "and scored on the recorded ones, whose labels the audited clients recorded. Intervals are "
+    "models that the server really sent. The worst attack, no blind guess, is chosen on other "
+    "simulated messages and scored on the recorded ones, whose labels the audited clients "
+    "recorded; another is shown in its place where it alone leaks, judged by an interval widened "
+    "for the number of attacks. Intervals are "
     "95 %, by a bootstrap over messages about different labels, widened for few. Whether clients "
     "hold some of the auxiliary images is not known here. Every figure is what these attackers "
     "achieve, a lower bound on what leaks."

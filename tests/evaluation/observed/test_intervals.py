@@ -41,6 +41,27 @@ def test_equal_scores_of_few_messages_are_not_taken_for_certainty(score: float) 
         assert high - low > width
 
 
+@pytest.mark.parametrize("scores", [[1.0] * 8, [0.25, 0.5, 0.75, 1.0, 0.5, 0.5, 1.0, 0.75]])
+def test_intervals_that_are_to_hold_at_once_are_wider(scores: list[float]) -> None:
+    found, blind = np.array(scores), np.full(8, 0.25)
+    alone, *more = (Clustered(list(range(8)), 0, among) for among in (1, 2, 20))
+    low = alone.advantage_ci(found, blind)[0]
+    for wider in more:
+        assert wider.advantage_ci(found, blind)[0] < low
+        low = wider.advantage_ci(found, blind)[0]
+
+
+@pytest.mark.parametrize("number", [6, 30])
+def test_of_many_attacks_that_read_nothing_one_surely_above_chance_is_rare(number: int) -> None:
+    rng, wrong = np.random.default_rng(0), 0
+    for trial in range(200):
+        blind = np.full(number, 0.5)
+        scores = rng.binomial(8, rng.beta(4, 4, size=(10, number))) / 8
+        intervals = Clustered(list(range(number)), trial, among=10)
+        wrong += any(intervals.advantage_ci(found, blind)[0] > 0 for found in scores)
+    assert wrong <= 0.05 * 200
+
+
 def test_messages_about_the_same_labels_do_not_narrow_an_interval() -> None:
     scores = np.array([0.25, 0.5, 0.75, 1.0, 0.25, 0.75])
     once = Clustered(list("abcdef"), 0).rate_ci(scores)

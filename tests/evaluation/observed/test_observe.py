@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from gradguard import DPSGD, AddGaussian, Defense, KeepTopK, LocalTraining, Sign
 from gradguard.evaluation import Row, UnusableInputError, evaluate
+from gradguard.evaluation.decisions.playing import BASELINE_NAMES
 from gradguard.evaluation.metrics import Interval
 from gradguard.evaluation.observed.observe import InterruptedObservationError, observe
 from gradguard.evaluation.observed.result import (
@@ -157,6 +158,16 @@ def test_truths_have_no_part_in_choosing_the_worst_attack(tmp_path: Path) -> Non
         assert one.worst_attack == other.worst_attack
         assert one.example == other.example
     assert after.rows[0].worst.asr < before.rows[0].worst.asr
+
+
+def test_no_blind_guess_is_ever_the_worst_attack(tmp_path: Path) -> None:
+    """Where attackers are no better on simulated messages, it would hide what they read."""
+    deaf = Defense("deaf", transform=AddGaussian(10.0))
+    report = quick(tmp_path, defense=deaf, clients=4, rounds=1)
+    for row in report.rows:
+        assert set(row.attacks) >= BASELINE_NAMES
+        assert row.worst_attack not in BASELINE_NAMES
+        assert row.shown_attack not in BASELINE_NAMES
 
 
 def test_the_same_recording_gives_the_same_report(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ def row(
     low: float, high: float, *, view: str = "all", of: str = "", blind_high: float = 0.0
 ) -> ObservedRow:
     """A row whose worst attack's advantage has these ends."""
-    blind = ObservedScore(0.4, (0.3, 0.5), 0.0, (0.0, blind_high))
-    worst = ObservedScore(0.6, (0.5, 0.7), (low + high) / 2, (low, high))
+    blind = ObservedScore(0.4, (0.3, 0.5), 0.0, (0.0, blind_high), 0.0)
+    worst = ObservedScore(0.6, (0.5, 0.7), (low + high) / 2, (low, high), low)
     return ObservedRow(
         view=view,
         of=of,
@@ -93,6 +93,22 @@ def test_an_alarm_about_the_whole_says_what_to_check() -> None:
     [milder] = [line for line in remarks(report(QUIET, single)) if line.startswith("Too many")]
     assert "client 7 (30 of 30)" in milder
     assert "chance" not in milder
+
+
+def test_another_attack_that_surely_leaks_is_shown_in_place_of_the_worst() -> None:
+    other = ObservedScore(0.8, (0.7, 0.9), 0.4, (0.2, 0.6), 0.1)
+    found = replace(OPEN, attacks=OPEN.attacks | {"Better": other})
+    assert (found.verdict, found.shown_attack, found.worst_attack) == (LEAKS, "Better", "LLG")
+    assert closing(report(found)).startswith("Labels leak: Better reads 80 %")
+    unsure = replace(OPEN, attacks=OPEN.attacks | {"Better": replace(other, surely=0.04)})
+    assert (unsure.verdict, unsure.shown_attack) == (UNCLEAR, "LLG")
+
+
+def test_without_an_attack_that_looks_nothing_is_measured() -> None:
+    blind = {"BestConstant": QUIET.attacks["BestConstant"]}
+    found = replace(QUIET, attacks=blind, worst_attack="BestConstant")
+    assert found.verdict == NOT_MEASURED
+    assert "no attack that looks" in closing(report(found))
 
 
 def test_unlike_messages_of_the_whole_are_told_however_few() -> None:
