@@ -913,22 +913,37 @@ class TestPrivacyJson:
         found = from_shareable(apply_filters(*given))
         assert_bitwise(found.data, UpdateGuard(TOP_K, raw).protect(zeros(raw), raw))
 
+    def example(self, folder: Path, whose: str) -> Any:
+        context(folder)
+        file = EXAMPLE / whose / "privacy.json"
+        (folder / "local" / "privacy.json").write_text(file.read_text())
+        workspace = Workspace(str(folder), whose)
+        return create_privacy_manager(workspace, False, is_server=whose == "server")
+
     def test_of_the_example_lasts_for_twenty_rounds(self, tmp_path: Path) -> None:
-        managers = []
-        for whose in ("site", "server"):
-            context(tmp_path / whose)
-            file = EXAMPLE / whose / "privacy.json"
-            (tmp_path / whose / "local" / "privacy.json").write_text(file.read_text())
-            workspace = Workspace(str(tmp_path / whose), whose)
-            managers.append(create_privacy_manager(workspace, False, is_server=whose == "server"))
-        site, server = managers
-        assert site.name_to_scopes.keys() == server.name_to_scopes.keys()
-        [guard] = site.default_scope.task_result_filters[FilterKey.OUT]
-        for _ in range(20):
-            sent(guard, begun(), context(tmp_path / "site"))
-        assert_blocked(guard, begun(), context(tmp_path / "site"), "budget of 8")
+        """Of all jobs, whatever scope they name."""
+        site = self.example(tmp_path, "site")
+        fl_ctx, guards = context(tmp_path), []
+        for scope in site.name_to_scopes.values():
+            guards += scope.task_result_filters[FilterKey.OUT]
+        for number in range(20):
+            guard = guards[number % len(guards)]
+            sent(guard, begun(), context(tmp_path, job=f"job-{number % 3}"))
+        for guard in guards:
+            for job in ("job-0", "another"):
+                fl_ctx = context(tmp_path, job=job)
+                assert_blocked(guard, begun(), fl_ctx, "budget of 8")
+
+    def test_of_the_examples_have_scopes_that_the_server_decodes(self, tmp_path: Path) -> None:
+        server = self.example(tmp_path / "server", "server")
         for scope in server.name_to_scopes.values():
             assert isinstance(scope.task_result_filters[FilterKey.IN][0], DecodingFilter)
+        for whose in ("site", "site-top-k"):
+            site = self.example(tmp_path / whose, whose)
+            assert site.name_to_scopes.keys() <= server.name_to_scopes.keys()
+            [guard] = site.default_scope.task_result_filters[FilterKey.OUT]
+            assert len(site.name_to_scopes) == 1  # a job could name another, without the budget
+            sent(guard, begun(), context(tmp_path / whose))
 
     def test_with_a_mistake_in_it_raises_before_a_job_runs(self, tmp_path: Path) -> None:
         with pytest.raises(Exception, match=r"did you mean 'KeepTopK'"):
