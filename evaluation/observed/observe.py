@@ -69,12 +69,15 @@ def observe(
 
     - recorded messages and labels have no part in fitting attackers or in choosing the worst;
     - messages without recorded labels are left out and counted;
-    - messages about the same labels count as one where intervals are made;
+    - a client's messages about the same labels count as one where intervals are made;
     - where recorded messages are unlike simulated ones, no low rate is called safe;
     - the same study, recording and seed give the same result on the same machine.
 
     Not guaranteed: that clients hold none of the study's auxiliary images, which only whoever
-    runs the clients can know; or that labels which clients recorded are right.
+    runs the clients can know; that labels which clients recorded are right; or that batches of
+    one client whose labels differ a little are draws of their own, for which they are taken. The
+    row of one client is about its data alone: there every message counts as one, whatever its
+    labels, and the interval says what more messages about these data would show.
 
     Args:
         study: With ``client``, the local training of the recorded clients. Batch sizes, rounds
@@ -199,7 +202,7 @@ def _simulation(bench: Bench, defense: Defense, traffic: Traffic) -> Simulation:
         _, lacks = seen(message, model)
         withheld = lacks if withheld is None else withheld
         check_withheld(str(message.path), lacks, withheld)
-    return Simulation(bench, defense, withheld or (), traffic.same_data, kept=max(1, len(paths)))
+    return Simulation(bench, defense, withheld or (), kept=max(1, len(paths)))
 
 
 def _targets(

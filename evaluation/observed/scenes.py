@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gradguard.evaluation.observed.traffic import Traffic, size_of
+from gradguard.evaluation.views.placing import short
 from gradguard.updates.recorded import RecordedMessage
 
 ALONE, POOLED, COHORT = "alone", "pooled", "cohort"
@@ -28,12 +29,14 @@ class Scene:
             Of a message alone, the rounds before its own are there if the defence remembers them.
         batch_size: Examples behind every message.
         cohort: How many clients' messages are in the mean.
+        same_data: Whether the client held the same batch in all of these rounds.
     """
 
     kind: str
     models: tuple[Path, ...]
     batch_size: int
     cohort: int = 1
+    same_data: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,9 +59,9 @@ def single(traffic: Traffic, *, remembers: bool) -> list[Target]:
     """Every message by itself."""
     return [
         Target(
-            Scene(ALONE, _models(traffic, message, remembers=remembers), size_of(message)),
+            _scene(traffic, ALONE, (message,), remembers=remembers),
             *((message,), (message,)),
-            _cluster(traffic, message),
+            _cluster(message),
         )
         for message in traffic.sent
     ]
@@ -70,22 +73,33 @@ def pooled(traffic: Traffic) -> tuple[list[Target], str]:
     The truth is that of a study's ``rounds``: all messages of a client come from the same batch,
     whose labels are asked for.
     """
-    several = {c: own for c, own in traffic.by_client().items() if len(own) > 1}
-    if not several:
-        return [], "no client has two messages with labels"
-    if not traffic.same_data:
-        return [], (
-            "clients' labels differ from round to round, and pooling, as in attack.rounds, is of "
-            "messages about the same batch"
-        )
+    same, why = traffic.repeating(), _differing(traffic)
+    if not same:
+        return [], "; ".join(why) or "no client has two messages with labels"
     groups: dict[Scene, list[Target]] = defaultdict(list)
-    for client, own in several.items():
-        scene = Scene(POOLED, tuple(m.model_path for m in own), size_of(own[0]))
-        groups[scene].append(Target(scene, tuple(own), (own[0],), client))
+    for own in same.values():
+        models = tuple(m.model_path for m in own)
+        scene = Scene(POOLED, models, size_of(own[0]), same_data=True)
+        groups[scene].append(Target(scene, tuple(own), (own[0],), _cluster(own[0])))
     ranked = sorted(groups.values(), key=len, reverse=True)
     kept = [target for group in ranked[:MOST_POOLED] for target in group]
-    left = len(several) - len(kept)
-    return kept, f"{left} clients took part in other rounds than most" if left else ""
+    left = len(same) - len(kept)
+    if left:
+        why.append(f"{left} clients took part in other rounds than most")
+    return kept, "; ".join(why)
+
+
+def _differing(traffic: Traffic) -> list[str]:
+    """Who is not pooled and why, where there is someone."""
+    clients = traffic.differing()
+    if not clients:
+        return []
+    named = ", ".join(short(client) for client in clients[:5])
+    return [
+        f"the labels of {len(clients)} clients ({named}{', ...' if len(clients) > 5 else ''}) "
+        "differ from round to round, and pooling, as in attack.rounds, is of messages about the "
+        "same batch"
+    ]
 
 
 def cohorts(traffic: Traffic, *, remembers: bool) -> tuple[list[Target], str]:
@@ -98,9 +112,8 @@ def cohorts(traffic: Traffic, *, remembers: bool) -> tuple[list[Target], str]:
         if len({size_of(m) for m in asked}) > 1 or len({m.model_path for m in one.messages}) > 1:
             mixed += 1
             continue
-        models = _models(traffic, asked[0], remembers=remembers)
-        scene = Scene(COHORT, models, size_of(asked[0]), cohort=len(one.messages))
-        together = frozenset(_cluster(traffic, m) for m in asked)
+        scene = _scene(traffic, COHORT, asked, remembers=remembers, cohort=len(one.messages))
+        together = frozenset(_cluster(m) for m in asked)
         found.append(Target(scene, one.messages, asked, together))
     why = f"{mixed} rounds have clients with different models or numbers of examples"
     if not found:
@@ -116,6 +129,20 @@ def scenes_of(targets: list[Target]) -> Iterator[tuple[Scene, list[Target]]]:
     yield from groups.items()
 
 
+def _scene(
+    traffic: Traffic,
+    kind: str,
+    asked: tuple[RecordedMessage, ...],
+    *,
+    remembers: bool,
+    cohort: int = 1,
+) -> Scene:
+    models = _models(traffic, asked[0], remembers=remembers)
+    # Of one model nothing depends on it: scenes that are alike must be equal.
+    same = len(models) > 1 and all(traffic.same_until(message) for message in asked)
+    return Scene(kind, models, size_of(asked[0]), cohort, same)
+
+
 def _models(traffic: Traffic, message: RecordedMessage, *, remembers: bool) -> tuple[Path, ...]:
     if not remembers:
         return (message.model_path,)
@@ -123,5 +150,6 @@ def _models(traffic: Traffic, message: RecordedMessage, *, remembers: bool) -> t
     return tuple(m.model_path for m in own if m.round <= message.round)
 
 
-def _cluster(traffic: Traffic, message: RecordedMessage) -> Hashable:
-    return message.client if traffic.same_data else (message.client, message.round)
+def _cluster(message: RecordedMessage) -> Hashable:
+    """A client's messages about the same labels are taken for ones about the same batch."""
+    return message.client, message.counts

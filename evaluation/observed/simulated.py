@@ -42,14 +42,12 @@ class Simulation:
 
     Args:
         withheld: Parameters that no recorded message has; simulated ones have zeros there.
-        same_data: Whether clients hold the same batch in every round; see :class:`Played`.
         kept: Models whose gradients are kept at once.
     """
 
     bench: Bench
     defense: Defense
     withheld: tuple[str, ...]
-    same_data: bool
     kept: int
     _memos: dict[tuple[Path, str], GradientMemo] = field(default_factory=dict)
 
@@ -74,10 +72,10 @@ class Simulation:
             for path in scene.models
         )
         memos = tuple(self._memo(path, which) for path in scene.models)
-        repeats = len(scene.models) == 1 or self.same_data
+        repeats = len(scene.models) == 1 or scene.same_data
         repeats &= not draws(self.defense, clients[0].model)
-        bank, same = self._bank(scene, which), self.same_data
-        return Played(scene, clients, memos, bank, same, self.withheld, seed, repeats)
+        bank = self._bank(scene, which)
+        return Played(scene, clients, memos, bank, self.withheld, seed, repeats)
 
     def calibration(self, scene: Scene) -> list[Batch]:
         """Batches on which the worst attack is chosen."""
@@ -116,7 +114,7 @@ class Played:
     """One simulated client, in the rounds of a scene.
 
     Of a message alone, the rounds before it are played for what the defence remembers of them:
-    with the same batch if clients hold the same in every round, else with others.
+    with the same batch if the client held the same in all of them, else with others.
 
     Args:
         repeats: Whether a batch's message is the same each time, and may be kept.
@@ -126,7 +124,6 @@ class Played:
     clients: tuple[ReleasingClient, ...]
     memos: tuple[GradientMemo, ...]
     bank: OtherClients
-    same_data: bool
     withheld: tuple[str, ...]
     seed: int
     repeats: bool = False
@@ -169,7 +166,7 @@ class Played:
         last = len(self.clients) - 1
         for index, (client, memo) in enumerate(zip(self.clients, self.memos, strict=True)):
             held = batch
-            if index < last and not self.same_data:
+            if index < last and not self.scene.same_data:
                 held = self.bank.batch(int(self._rng.integers(BANK)))
             # The order of local training is another one in every round.
             number = index if index and memo.varies(client, held.inputs, held.labels) else 0

@@ -111,7 +111,8 @@ def _about_intervals(report: ObservedReport) -> list[str]:
     if any(row.independent < row.messages for row in report.rows):
         said.append(
             "In brackets beside messages: how many are about different labels. A client with the "
-            "same data in every round is one observation, however often it sends."
+            "same data in every round is one observation, however often it sends; in its own row, "
+            "which is about those data alone, every message is one."
         )
     few = [row for row in report.rows if row.independent < FEW]
     if few:

@@ -55,10 +55,17 @@ def notes_of(chosen: Defense, traffic: Traffic, bench: Bench) -> list[str]:
     if remembers(chosen, bench.fresh_model(0)):
         notes.append(
             "the defence remembers earlier rounds: simulated clients play those that were "
-            "recorded, with "
-            + ("the same batch" if traffic.same_data else "other batches, for labels differ")
+            "recorded, with " + _held(traffic)
         )
     return notes
+
+
+def _held(traffic: Traffic) -> str:
+    if not traffic.repeating():
+        return "other batches, for labels differ"
+    if not traffic.differing():
+        return "the same batch"
+    return "the same batch where a client's labels agree, and others where they differ"
 
 
 def _listed(sizes: Sequence[int]) -> str:
@@ -83,5 +90,5 @@ def provenance_of(
         },
         "hardware": hardware(),
         "calibration_messages": bench.study.attack.calibration,
-        "same_data_every_round": traffic.same_data,
+        "clients_with_same_labels_every_round": len(traffic.repeating()),
     }

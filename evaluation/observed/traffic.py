@@ -28,14 +28,11 @@ class Traffic:
     Args:
         sent: Those with their labels recorded.
         without_labels: How many have none.
-        same_data: Whether every client's labels are the same in all of its rounds, and some client
-            sent more than once.
     """
 
     recording: Recording
     sent: tuple[RecordedMessage, ...]
     without_labels: int
-    same_data: bool
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
@@ -50,6 +47,27 @@ class Traffic:
     def by_client(self) -> dict[str, list[RecordedMessage]]:
         """Each client's messages, by round."""
         return _by_client(self.sent)
+
+    def repeating(self) -> dict[str, list[RecordedMessage]]:
+        """The messages of each client that sent several, all with the same labels."""
+        return {c: own for c, own in self._several().items() if _agree(own)}
+
+    def differing(self) -> tuple[str, ...]:
+        """The clients whose labels are not the same in all of their rounds."""
+        return tuple(client for client, own in self._several().items() if not _agree(own))
+
+    def same_until(self, message: RecordedMessage) -> bool:
+        """Whether its client held the same labels in all rounds up to this one.
+
+        Of one whose earlier labels were not recorded, what most of the others did.
+        """
+        own = [m for m in self.sent if m.client == message.client and m.round <= message.round]
+        if len(own) > 1:
+            return _agree(own)
+        return len(self.repeating()) > len(self.differing())
+
+    def _several(self) -> dict[str, list[RecordedMessage]]:
+        return {client: own for client, own in self.by_client().items() if len(own) > 1}
 
     def rounds_of(self, client: str) -> list[RecordedMessage]:
         """All messages of a client, with labels or without, by round."""
@@ -83,14 +101,7 @@ def read_traffic(folder: Path) -> Traffic:
     sent = tuple(m for m in recording.messages if m.counts is not None)
     if not sent:
         raise UnusableInputError(f"{folder}: {NO_LABELS}")
-    of_clients = _by_client(sent).values()
-    return Traffic(
-        recording,
-        sent,
-        without_labels=len(recording.messages) - len(sent),
-        same_data=all(len({m.counts for m in own}) == 1 for own in of_clients)
-        and any(len(own) > 1 for own in of_clients),
-    )
+    return Traffic(recording, sent, without_labels=len(recording.messages) - len(sent))
 
 
 def check_classes(traffic: Traffic, classes: int) -> None:
@@ -138,6 +149,10 @@ def seen(message: RecordedMessage, model: nn.Module) -> tuple[Message, tuple[str
         raise UnusableInputError(f"{message.path}: {one_line(error)}") from error
     # Zeros stay +0.0: a sign on them would be one that no simulated message has.
     return {name: 0.0 - part for name, part in matched.update.items()}, matched.withheld
+
+
+def _agree(messages: list[RecordedMessage]) -> bool:
+    return len({message.counts for message in messages}) == 1
 
 
 def _by_client(messages: tuple[RecordedMessage, ...]) -> dict[str, list[RecordedMessage]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,20 @@ def test_new_labels_in_every_round_cannot_be_pooled_and_that_is_said(tmp_path: P
     assert "differ from round to round" in report.left_out["pooled"]
     assert any("differ from round to round" in line for line in remarks(report))
     assert report.rows[0].independent == 6
+
+
+def test_one_differing_label_widens_no_certainty_and_turns_off_no_view(tmp_path: Path) -> None:
+    whole = quick(tmp_path, same_data=True)
+    path = tmp_path / "labels" / "round-0002" / "client-2.json"
+    table = json.loads(path.read_text())
+    first = next(i for i, count in enumerate(table["counts"]) if count)
+    table["counts"][first] -= 1
+    table["counts"][first - 1] += 1
+    path.write_text(json.dumps(table))
+    report = observe(study_of(TOP, **QUICK), tmp_path)
+    assert (whole.rows[0].independent, report.rows[0].independent) == (3, 4)
+    assert [row.messages for row in report.of_view("pooled")] == [2]
+    assert "the labels of 1 clients (2) differ" in report.left_out["pooled"]
 
 
 def test_truths_have_no_part_in_choosing_the_worst_attack(tmp_path: Path) -> None:

@@ -55,16 +55,47 @@ def test_of_a_defence_that_remembers_a_clients_own_rounds_come_before(tmp_path: 
 
 def test_clients_with_the_same_labels_in_every_round_are_one_draw_each(tmp_path: Path) -> None:
     found = traffic(tmp_path, {(1, "a"): [0], (1, "b"): [0], (2, "a"): [0], (2, "b"): [0]})
-    assert found.same_data
+    assert (list(found.repeating()), found.differing()) == (["a", "b"], ())
     assert len({t.cluster for t in single(found, remembers=False)}) == 2
     assert len({t.cluster for t in cohorts(found, remembers=False)[0]}) == 1
 
 
-def test_clients_with_new_labels_are_as_many_draws_as_messages(tmp_path: Path) -> None:
+def test_a_client_with_new_labels_is_as_many_draws_and_others_are_not(tmp_path: Path) -> None:
     found = traffic(tmp_path, {(1, "a"): [0], (1, "b"): [0], (2, "a"): [1], (2, "b"): [0]})
-    assert not found.same_data
-    assert len({t.cluster for t in single(found, remembers=False)}) == 4
+    assert (list(found.repeating()), found.differing()) == (["b"], ("a",))
+    assert len({t.cluster for t in single(found, remembers=False)}) == 3
     assert len({t.cluster for t in cohorts(found, remembers=False)[0]}) == 2
+
+
+def test_one_label_of_one_message_changes_nothing_for_other_clients(tmp_path: Path) -> None:
+    sent: dict[tuple[int, str], list[int] | None] = {
+        (number, client): [0, 1] for number in (1, 2, 3) for client in "abc"
+    }
+    sent[3, "c"] = [0, 2]
+    found = traffic(tmp_path, sent)
+    assert len({t.cluster for t in single(found, remembers=False)}) == 4
+    targets, why = pooled(found)
+    assert [t.messages[0].client for t in targets] == ["a", "b"]
+    assert why.startswith("the labels of 1 clients (c) differ from round to round")
+
+
+def test_whether_a_batch_is_the_same_is_asked_of_each_client_and_its_past(tmp_path: Path) -> None:
+    sent: dict[tuple[int, str], list[int] | None] = {
+        (number, client): [0, 1] for number in (1, 2, 3) for client in "abc"
+    }
+    sent[3, "c"] = [0, 2]
+    sent[1, "d"], sent[2, "d"] = None, [0, 1]
+    found = traffic(tmp_path, sent)
+    same = {
+        (t.messages[0].client, t.messages[0].round): t.scene.same_data
+        for t in single(found, remembers=True)
+    }
+    assert same["a", 3]
+    assert same["c", 2]
+    assert not same["c", 3]
+    assert same["d", 2]  # of its first labels nothing is known: what most others did
+    assert [t.scene.same_data for t in cohorts(found, remembers=True)[0]] == [False, True, False]
+    assert all(t.scene.same_data for t in pooled(found)[0])
 
 
 def test_pooling_asks_for_one_batch_and_says_so_where_there_is_none(tmp_path: Path) -> None:
@@ -75,8 +106,8 @@ def test_pooling_asks_for_one_batch_and_says_so_where_there_is_none(tmp_path: Pa
     other = traffic(tmp_path / "other", {(1, "a"): [0], (2, "a"): [1]})
     assert pooled(other) == (
         [],
-        "clients' labels differ from round to round, and pooling, as in attack.rounds, is of "
-        "messages about the same batch",
+        "the labels of 1 clients (a) differ from round to round, and pooling, as in attack.rounds, "
+        "is of messages about the same batch",
     )
     once = traffic(tmp_path / "once", {(1, "a"): [0], (1, "b"): [1]})
     assert pooled(once) == ([], "no client has two messages with labels")

@@ -41,7 +41,7 @@ def played(
     memory = remembers(defense, bench.fresh_model(0))
     targets = single(traffic, remembers=memory)
     targets += pooled(traffic)[0] + cohorts(traffic, remembers=memory)[0]
-    return Simulation(bench, defense, (), traffic.same_data, 3), targets
+    return Simulation(bench, defense, (), 3), targets
 
 
 def recorded(target: Target, bench: Bench) -> dict[str, Tensor]:
@@ -141,7 +141,7 @@ def test_memory_is_of_other_batches_where_clients_hold_new_ones(tmp_path: Path) 
 def test_withheld_parameters_are_zeros_in_simulations(tmp_path: Path) -> None:
     bench = bench_of(study_of(TOP))
     simulation, targets = played(tmp_path, bench, TOP)
-    hiding = Simulation(bench, TOP, ("head.bias",), True, 3)
+    hiding = Simulation(bench, TOP, ("head.bias",), 3)
     batch = batches_of(bench, 1)[0]
     for made in (simulation, hiding):
         message = made.client(targets[0].scene, "noise", "auxiliary")(batch.inputs, batch.labels)
