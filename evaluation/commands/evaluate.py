@@ -108,7 +108,7 @@ def command(
             )
     except KeyboardInterrupt:
         # Caught here: typer would turn it into an exit without a word.
-        begun = (out / STORE).is_dir()
+        begun = observed is None and (out / STORE).is_dir()
         words = GO_ON if begun else "no work was done, and nothing was written"
         typer.echo(f"gradguard: interrupted; {words}", err=True)
         code = INTERRUPTED

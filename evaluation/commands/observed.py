@@ -36,6 +36,7 @@ def run_observed(
         UnusableInputError: Nothing is written then.
     """
     check_writable(out)
+    _check_no_folders(out)
     code = 0
     try:
         with shown(make_console(stderr=True), quiet=quiet or as_json) as progress:
@@ -80,6 +81,15 @@ def check_alone(*, jobs: int | None, backend: str, address: str | None, resume: 
         if there:
             raise UnusableInputError(
                 f"--observed attacks in this process, from the start; leave out {option}"
+            )
+
+
+def _check_no_folders(out: Path) -> None:
+    """Raise where a report's name is a folder's: before the work, not after it."""
+    for name in (JSON, MARKDOWN):
+        if (out / name).is_dir():
+            raise UnusableInputError(
+                f"{out}: cannot write there ({name} is a folder); choose another folder with --out"
             )
 
 

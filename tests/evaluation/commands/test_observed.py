@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import tomli_w
 
 from gradguard.evaluation import UnusableInputError
 from gradguard.evaluation.cli import main
+from gradguard.evaluation.commands.evaluate import STORE
 from gradguard.evaluation.observed.result import read_observed
 from gradguard.evaluation.report import read_report
 from tests.evaluation.observed.federation import bench_of, federate, study_of
@@ -101,6 +105,33 @@ def test_what_cannot_be_used_is_one_line_and_exit_code_2(
     assert words in said.err
     assert said.err.count("\n") == 1
     assert list((tmp_path / "empty").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["observed.json", "observed.md"])
+def test_a_folder_of_a_reports_name_is_refused_before_the_work(
+    study: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    (out / name).mkdir(parents=True)
+    assert run(study, "--observed", tmp_path / "seen", "--defense", "top-k", "--out", out) == 2
+    assert f"({name} is a folder)" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == [name]
+
+
+def test_an_early_ctrl_c_names_no_option_that_is_refused(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another study's work lies in the folder, which --resume would be about."""
+    out, slow = tmp_path / "out", tmp_path / "slow.toml"
+    (out / STORE).mkdir(parents=True)
+    os.mkfifo(slow)  # reading it lasts until someone writes
+    timer = threading.Timer(0.3, signal.pthread_kill, [threading.get_ident(), signal.SIGINT])
+    timer.start()
+    assert run(slow, "--observed", tmp_path / "seen", "--out", out) == 130
+    timer.join()
+    assert capsys.readouterr().err == (
+        "gradguard: interrupted; no work was done, and nothing was written\n"
+    )
 
 
 def test_a_damaged_message_leaves_no_half_report(
