@@ -7,10 +7,11 @@ In a site's ``local/privacy.json``, where the site decides and not the job::
         "args": {"defense": "{\\"name\\": \\"top-k\\", \\"transform\\": [...]}", "wire": true}}]}],
      "default_scope": "guarded"}
 
-A job chooses among the scopes: put the filter into all of them, with the same ``ledger`` if there is
-a budget, and name a default, without which jobs that name no scope pass by every filter. NVFlare's simulator applies no ``privacy.json`` to
-its sites: there the filter has to be in the job's ``config_fed_client.json``, and
-``gradguard.integrations.nvflare.`` in the ``class_allow_list`` of ``local/resources.json``.
+A job chooses among the scopes: put the filter into all of them, with the same ``ledger`` if there
+is a budget, and name a default, without which jobs that name no scope pass by every filter.
+NVFlare's simulator applies no ``privacy.json`` to its sites: there the filter has to be in the
+job's ``config_fed_client.json``, and ``gradguard.integrations.nvflare.`` in the
+``class_allow_list`` of ``local/resources.json``.
 
 On the server, in ``task_result_filters`` of its ``privacy.json`` or of the job:
 ``gradguard.integrations.nvflare.DecodingFilter``.

@@ -61,6 +61,12 @@ def with_dtypes(tensors: Mapping[str, Tensor], dtypes: Mapping[str, str]) -> dic
     }
 
 
+def check_parameters(tensors: Mapping[str, Tensor]) -> None:
+    """Raise if there is nothing that a defence works on."""
+    if not any(tensor.is_floating_point() for tensor in tensors.values()):
+        raise ValueError("the update holds no floating-point numbers: there is no parameter")
+
+
 def size_of(tensors: Mapping[str, Tensor]) -> int:
     """Bytes of all tensors together, as arrays."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.dxo_filter import DXOFilter
-from nvflare.apis.filter import ContentBlockedException, FilterChainType, FilterContextKey
-from nvflare.apis.fl_constant import FilterKey, FLContextKey, ReturnCode
+from nvflare.apis.filter import ContentBlockedException
+from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.utils.fl_context_utils import add_job_audit_event
@@ -16,7 +14,13 @@ from nvflare.app_common.app_constant import AppConstants
 
 from gradguard.defense import Defense
 from gradguard.dp.client_level import PrivateUpdateGuard
-from gradguard.integrations.nvflare.dxo_arrays import dtypes_of, tensors_of, with_dtypes
+from gradguard.integrations.nvflare import site_settings
+from gradguard.integrations.nvflare.dxo_arrays import (
+    check_parameters,
+    dtypes_of,
+    tensors_of,
+    with_dtypes,
+)
 from gradguard.integrations.nvflare.outgoing import (
     check_untouched,
     headers_of,
@@ -26,17 +30,17 @@ from gradguard.integrations.nvflare.outgoing import (
     reply_of,
     reply_of_code,
 )
-from gradguard.integrations.nvflare.plain_values import MOST, MOST_WITH_DP, PlainCopier
+from gradguard.integrations.nvflare.plain_values import PlainCopier, copier_for
 from gradguard.integrations.nvflare.site_files import alone, kept_file, workspace_of
 from gradguard.integrations.nvflare.site_ledger import book
 from gradguard.integrations.nvflare.site_memory import (
     Memory,
+    check_begins,
     check_memory,
     place,
     recall,
     remember,
 )
-from gradguard.integrations.nvflare.site_settings import check_site, client_dp, named_model
 from gradguard.integrations.update_settings import UpdateSettings
 from gradguard.updates.layout import Entries
 from gradguard.updates.protection import Buffers
@@ -46,7 +50,8 @@ from gradguard.updates.update_guard import UpdateGuard
 class GuardFilter(DXOFilter):  # type: ignore[misc]
     """Defend every update before it leaves the site, and block what cannot be defended.
 
-    For ``task_result_filters`` of a site's ``privacy.json``, where the site decides, or of a job.
+    For ``task_result_filters`` of a site's ``privacy.json``, where the site decides, or of a job,
+    on a POSIX system.
     Updates are ``WEIGHT_DIFF``, as of ``params_transfer_type=TransferType.DIFF``; whole
     ``WEIGHTS`` are blocked, for when a filter sees them NVFlare has put away the model that they
     are to be compared with. ``METRICS`` pass, and so do results with an error's return code, of
@@ -70,7 +75,7 @@ class GuardFilter(DXOFilter):  # type: ignore[misc]
       missing though updates were sent under this job's id or, with DP, it is not the job's
       first round;
     - two processes of one job send one after the other, and are booked as two;
-    - no two updates share noise, not even from one restored state;
+    - without ``simulation_seed`` no two updates share noise, not even from one restored state;
     - the update is bitwise that of :class:`gradguard.UpdateGuard`, where the transforms draw
       nothing, or with ``simulation_seed``.
 
@@ -129,18 +134,14 @@ class GuardFilter(DXOFilter):  # type: ignore[misc]
             raise ValueError(f"defense must be the text of Defense.to_json(), got {defense!r}")
         self.settings = UpdateSettings(
             Defense.from_json(defense),
-            client_dp=client_dp(noise_multiplier, max_update_norm, delta),
+            client_dp=site_settings.client_dp(noise_multiplier, max_update_norm, delta),
             max_epsilon=max_epsilon,
             buffers=buffers,
             wire=wire,
             aggregated=aggregated,
             simulation_seed=simulation_seed,
         )
-        check_site(self.settings, ledger)
-        if not (model is None or isinstance(model, str)):
-            raise ValueError(f"model must be 'module:factory', got {model!r}")
-        if not isinstance(joins_late, bool):
-            raise ValueError(f"joins_late must be true or false, got {joins_late!r}")
+        site_settings.check_site(self.settings, ledger=ledger, model=model, joins_late=joins_late)
         # Under the arguments' names: NVFlare's Job API writes a job's files from them.
         self.defense, self.buffers, self.model = defense, buffers, model
         self.noise_multiplier, self.max_update_norm = noise_multiplier, max_update_norm
@@ -166,30 +167,22 @@ class GuardFilter(DXOFilter):  # type: ignore[misc]
         Raises:
             ValueError: It cannot be defended.
         """
-        return self._trained(dxo, self._copier(), shareable, fl_ctx)
+        return self._trained(dxo, copier_for(self.settings.client_dp), shareable, fl_ctx)
 
     def _trained(
         self, dxo: DXO, copier: PlainCopier, shareable: Shareable, fl_ctx: FLContext
     ) -> DXO:
-        self._check_place(fl_ctx)
+        site_settings.check_place(self, fl_ctx)
         if dxo.data_kind != DataKind.WEIGHT_DIFF:
             raise ValueError(refused_kind(dxo.data_kind))
         check_untouched(dxo, type(self).__name__)
-        meta = copier.table(dxo.meta, "the meta data")
-        changes = tensors_of(dxo.data)
-        return self._defended(changes, dxo, meta, shareable, fl_ctx)
+        old = DXO(dxo.data_kind, data=dxo.data, meta=copier.table(dxo.meta, "the meta data"))
+        return self._defended(tensors_of(dxo.data), old, shareable, fl_ctx)
 
     def __repr__(self) -> str:
         return f"GuardFilter({self.settings.defense.name!r})"
 
-    def _defended(
-        self,
-        changes: Entries,
-        dxo: DXO,
-        meta: Mapping[str, object],
-        shareable: Shareable,
-        fl_ctx: FLContext,
-    ) -> DXO:
+    def _defended(self, changes: Entries, old: DXO, shareable: Shareable, fl_ctx: FLContext) -> DXO:
         where, settings = place(fl_ctx), self.settings.described()
         # Two messages that begin from one memory would be booked as one.
         with alone(where.lock) as tally:
@@ -201,7 +194,7 @@ class GuardFilter(DXOFilter):  # type: ignore[misc]
             guard = self._guard(changes, memory, fl_ctx)
             zeros = {name: torch.zeros_like(tensor) for name, tensor in changes.items()}
             update = guard.protect(zeros, changes)
-            new = outgoing_update(update, guard, dxo, meta, wire=self.settings.wire)
+            new = outgoing_update(update, guard, old, wire=self.settings.wire)
             new.add_filter_history(type(self).__name__)
             booked = self._book(guard, memory, fl_ctx)
             sent = 1 + (0 if memory is None else memory.sent)
@@ -214,7 +207,7 @@ class GuardFilter(DXOFilter):  # type: ignore[misc]
         code = shareable.get_return_code()
         if code != ReturnCode.OK:
             return reply_of_code(code)  # whatever it holds besides stays here
-        copier = self._copier()
+        copier = copier_for(self.settings.client_dp)
         headers = headers_of(shareable, copier)
         dxo = from_shareable(shareable)
         if dxo.data_kind == DataKind.METRICS:
@@ -223,35 +216,17 @@ class GuardFilter(DXOFilter):  # type: ignore[misc]
         add_job_audit_event(fl_ctx=fl_ctx, msg=f"applied filter: {self!r}")
         return reply_of(new, headers)
 
-    def _copier(self) -> PlainCopier:
-        return PlainCopier(MOST if self.settings.client_dp is None else MOST_WITH_DP)
-
-    def _check_place(self, fl_ctx: FLContext) -> None:
-        chain = self.get_prop(FilterContextKey.CHAIN_TYPE)
-        incoming = fl_ctx.get_prop(FLContextKey.FILTER_DIRECTION) == FilterKey.IN
-        if incoming or chain == FilterChainType.TASK_DATA_CHAIN:
-            raise ValueError(
-                "GuardFilter defends what a site sends: put it into the site's or the client "
-                "app's task_result_filters, with direction out or none"
-            )
-
     def _begin(self, shareable: Shareable, fl_ctx: FLContext) -> None:
         if self.settings.is_off:
             name = self.settings.defense.name
             self.log_warning(fl_ctx, f"defence {name!r} changes nothing: updates leave as they are")
-        now = shareable.get_header(AppConstants.CURRENT_ROUND)
-        begins = type(now) is int and now == 0
-        if not begins and self.settings.client_dp is not None and not self.joins_late:
-            raise ValueError(
-                f"this site remembers no round of the job, and the result says round {now!r}, not "
-                "0: the ledger may be lost. Say joins_late=true if the site has really sent "
-                f"nothing yet; a result has its round in the header {AppConstants.CURRENT_ROUND!r}"
-            )
+        if self.settings.client_dp is not None and not self.joins_late:
+            check_begins(shareable.get_header(AppConstants.CURRENT_ROUND))
 
     def _guard(self, changes: Entries, memory: Memory | None, fl_ctx: FLContext) -> UpdateGuard:
-        if not any(tensor.is_floating_point() for tensor in changes.values()):
-            raise ValueError("the update holds no floating-point numbers: there is no parameter")
-        model = changes if self.model is None else named_model(self.model, self, fl_ctx)
+        check_parameters(changes)
+        name = self.model
+        model = changes if name is None else site_settings.named_model(name, self, fl_ctx)
         guard = self.settings.new_guard(model, fl_ctx.get_identity_name())
         if memory is not None:
             guard.load_arrays(memory.arrays, memory.text)

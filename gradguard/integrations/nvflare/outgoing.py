@@ -49,18 +49,15 @@ def outgoing_metrics(dxo: DXO, copier: PlainCopier) -> DXO:
     return DXO(DataKind.METRICS, data=data, meta=meta)
 
 
-def outgoing_update(
-    update: Entries, guard: UpdateGuard, old: DXO, meta: Mapping[str, object], *, wire: bool
-) -> DXO:
-    """What leaves of a training: ``update``, and what is known of it beside ``meta``.
+def outgoing_update(update: Entries, guard: UpdateGuard, old: DXO, *, wire: bool) -> DXO:
+    """What leaves of a training: ``update``, and what is known of it beside what ``old`` says.
 
     Args:
         update: Of ``guard``, after which it has made no other.
-        old: The result of training.
-        meta: Its meta data, copied.
+        old: The result of training; its meta data is a copy.
         wire: As gradguard's bytes.
     """
-    beside = {key: value for key, value in meta.items() if not key.startswith(PREFIX)}
+    beside = {key: value for key, value in old.meta.items() if not key.startswith(PREFIX)}
     dense = sent = size_of(update)
     if wire:
         payload = encode_stated(update, guard.state, names=guard.layout.parameters)

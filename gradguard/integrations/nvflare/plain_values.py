@@ -12,6 +12,7 @@ from enum import Enum
 import numpy as np
 from torch import Tensor
 
+from gradguard.dp import ClientDP
 from gradguard.integrations.nvflare.dxo_arrays import kind_of
 
 Plain = bool | int | float | str | None | list["Plain"] | dict["Plain", "Plain"]
@@ -108,6 +109,11 @@ covers; expected numbers and text
                 f"{self._most.characters:,} characters, with what else is beside the update; no "
                 "transform covers it"
             )
+
+
+def copier_for(dp: ClientDP | None) -> PlainCopier:
+    """That of one result of a site with ``dp``."""
+    return PlainCopier(MOST if dp is None else MOST_WITH_DP)
 
 
 def _name(key: object, what: str) -> str:

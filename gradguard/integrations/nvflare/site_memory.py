@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 from nvflare.apis.fl_context import FLContext
+from nvflare.app_common.app_constant import AppConstants
 from safetensors import SafetensorError, safe_open
 
 from gradguard.integrations.nvflare.site_files import (
@@ -135,6 +136,20 @@ def check_memory(memory: Memory | None, where: Place, settings: str, *, known: i
             f"{where.path}: was deleted or is older than what this site has sent, or the job was "
             "deployed again; without it residuals and what was spent of the privacy budget are "
             "lost. Start a new job"
+        )
+
+
+def check_begins(now: object) -> None:
+    """Raise unless ``now`` is the first round, in which a site has nothing to remember.
+
+    Args:
+        now: The round that a result says it is of, if any.
+    """
+    if type(now) is not int or now != 0:
+        raise ValueError(
+            f"this site remembers no round of the job, and the result says round {now!r}, not 0: "
+            "the ledger may be lost. Say joins_late=true if the site has really sent nothing yet; "
+            f"a result has its round in the header {AppConstants.CURRENT_ROUND!r}"
         )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 from functools import lru_cache
 
-from nvflare.apis.filter import Filter, FilterContextKey, FilterSource
-from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.filter import Filter, FilterChainType, FilterContextKey, FilterSource
+from nvflare.apis.fl_constant import FilterKey, FLContextKey
 from nvflare.apis.fl_context import FLContext
 from torch import nn
 
@@ -17,8 +17,25 @@ from gradguard.integrations.update_settings import UpdateSettings
 from gradguard.updates.update_guard import UpdateGuard
 
 
-def check_site(settings: UpdateSettings, ledger: str | None) -> None:
-    """Raise unless a filter can keep to ``settings``, and to the site's ledger of that name."""
+def check_place(of: Filter, fl_ctx: FLContext) -> None:
+    """Raise unless a filter works on what a site sends."""
+    chain = of.get_prop(FilterContextKey.CHAIN_TYPE)
+    incoming = fl_ctx.get_prop(FLContextKey.FILTER_DIRECTION) == FilterKey.IN
+    if incoming or chain == FilterChainType.TASK_DATA_CHAIN:
+        raise ValueError(
+            "GuardFilter defends what a site sends: put it into the site's or the client app's "
+            "task_result_filters, with direction out or none"
+        )
+
+
+def check_site(
+    settings: UpdateSettings, *, ledger: object, model: object, joins_late: object
+) -> None:
+    """Raise unless a filter can keep to ``settings`` and the rest of its arguments."""
+    if not (model is None or isinstance(model, str)):
+        raise ValueError(f"model must be 'module:factory', got {model!r}")
+    if not isinstance(joins_late, bool):
+        raise ValueError(f"joins_late must be true or false, got {joins_late!r}")
     if settings.defense.dp is not None:
         raise ValueError(
             f"defence {settings.defense.name!r} has DP-SGD, whose noise is added to gradients "
