@@ -51,6 +51,7 @@ def test_intervals_that_are_to_hold_at_once_are_wider(scores: list[float]) -> No
         low = wider.advantage_ci(found, blind)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [6, 30])
 def test_of_many_attacks_that_read_nothing_one_surely_above_chance_is_rare(number: int) -> None:
     rng, wrong = np.random.default_rng(0), 0

@@ -147,6 +147,7 @@ def test_new_labels_in_every_round_cannot_be_pooled_and_that_is_said(tmp_path: P
     assert report.rows[0].independent == 6
 
 
+@pytest.mark.slow
 def test_one_differing_label_widens_no_certainty_and_turns_off_no_view(tmp_path: Path) -> None:
     whole = quick(tmp_path, same_data=True)
     path = tmp_path / "labels" / "round-0002" / "client-2.json"
@@ -254,6 +255,7 @@ def test_a_low_rate_of_unlike_messages_is_never_called_safe(tmp_path: Path) -> N
     assert "which is no proof" not in closing(report)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [-1.0, 1e-4])
 def test_a_minority_unlike_the_rest_is_never_called_safe(tmp_path: Path, factor: float) -> None:
     """Four of fifty clients are undefended, and what they send is scaled or mirrored."""
