@@ -54,7 +54,8 @@ class GuardMod:
     - a round that is refused leaves that memory as it was;
     - no two messages have the same noise, not even from copies of one memory;
     - arrays in replies to other messages, such as evaluation, are refused: nothing defends them;
-    - the update is bitwise that of :class:`gradguard.UpdateGuard`.
+    - the update is bitwise that of :class:`gradguard.UpdateGuard`, where the transforms draw
+      nothing at random or have a simulation seed.
 
     Not guaranteed: anything about metrics, the number of examples and other records that the app
     puts into its reply, and that a node sends an error tells that its round was refused. Epsilon

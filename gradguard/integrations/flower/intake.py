@@ -69,7 +69,7 @@ def take_in(
         node = reply.metadata.src_node_id
         try:
             if reply.has_error():
-                raise ReplyError(f"it is an error: {reply.error.reason}")
+                raise ReplyError(f"it is an error: {reply.error.reason!r}")
             if node not in asked or node in taken:
                 raise ReplyError("it was not asked for in this round, or not twice")
             arrays = asked[node].arrays
@@ -106,10 +106,12 @@ def _rewritten(
     (metrics,) = reply.content.metric_records.values()
     told: dict[str, object] = {key: metrics.pop(key) for key in list(metrics) if _is_ours(key)}
     (name,) = asked.message.content.array_records
-    content = RecordDict({name: record_of(found.model), "metrics": metrics})
+    content = RecordDict()
     for key, record in reply.content.config_records.items():
         if key != RECORD:
             content[key] = record
+    # Last: another record of one of these names would take its place.
+    content[name], content["metrics"] = record_of(found.model), metrics
     reply.content = content
     return reply, found.tag, told
 

@@ -52,7 +52,8 @@ def read_reply(reply: Message, reference: Entries) -> ReceivedUpdate:
 
     Guarantees:
 
-    - names, shapes and dtypes are those of ``reference``, and all numbers are finite;
+    - names and shapes are those of ``reference``, as are the dtypes of the model that the update
+      leads to, and all numbers are finite;
     - no more memory is taken than a small multiple of the model's own.
 
     Args:

@@ -442,6 +442,18 @@ def test_names_of_records_do_not_matter() -> None:
     assert same(federation.model(), honest_model(1, 2))
 
 
+@pytest.mark.parametrize("name", ["metrics", "arrays"])
+def test_a_record_of_another_kind_takes_no_records_place(name: str) -> None:
+    def disguised(reply: Message) -> None:
+        own = {"metrics": "m", "arrays": "a"}[name]
+        reply.content[own] = reply.content[name]
+        reply.content[name] = ConfigRecord({"x": 1})
+
+    federation = Federation(clients=2)
+    federation.play(lambda node: changed(disguised, node) if node == 1 else client(node))
+    assert same(federation.model(), honest_model(1, 2))
+
+
 def test_a_second_reply_of_a_node_is_dropped() -> None:
     federation, strategy = Federation(clients=2), DecodingStrategy(FedAvg())
     asked = strategy.configure_train(1, federation.arrays, ConfigRecord(), federation.grid)
